@@ -1,0 +1,5 @@
+"""The ``snnzoo`` command."""
+
+
+def main() -> None:
+    """Entry point."""

@@ -1,0 +1,53 @@
+"""timm's datasets, opened with errors that say what to do."""
+
+from pathlib import Path
+from typing import Any
+
+from timm.data import create_dataset
+
+from snnzoo.errors import InputError
+
+
+def open_dataset(name: str, root: str | None, split: str, num_classes: int, **kwargs: Any):
+    """``timm.data.create_dataset``, checked.
+
+    Args:
+        name: timm's: empty for a folder or tar of images, ``torch/…``, ``hfds/…``, …
+        root: the data's folder or file.
+        split: which part; for a folder, the sub-folder of that name (or its usual synonyms).
+        num_classes: of the model; the data may not have more.
+        **kwargs: as for ``create_dataset``.
+
+    Raises:
+        InputError: no such folder, no images in it, or more classes than the model has.
+    """
+    where = f"dataset {name or 'folder'} at {str(root)!r}"
+    if "/" not in name and not Path(root or "").exists():
+        raise InputError(f"{where}: there is no such folder or file; give it with --data-dir")
+    try:
+        dataset = create_dataset(name, root=root, split=split, **kwargs)
+    except Exception as error:  # every reader has its own
+        raise InputError(f"{where}, split {split!r}: {error or type(error).__name__}") from error
+    classes = class_names(dataset)
+    if len(classes) > num_classes:
+        raise InputError(
+            f"{where}, split {split!r}, has {len(classes)} classes ({', '.join(classes[:5])}, …), the model has "
+            f"{num_classes}; set --num-classes {len(classes)}"
+        )
+    return dataset
+
+
+def class_names(dataset) -> list[str]:
+    """Names of the dataset's classes by label; empty where its reader does not know them."""
+    mapping = getattr(getattr(dataset, "reader", None), "class_to_idx", None) or {}
+    return sorted(mapping, key=mapping.get)
+
+
+def check_same_classes(train, validation) -> None:
+    """Raise InputError where two folders give the same labels to different classes (a split that was not found)."""
+    a, b = class_names(train), class_names(validation)
+    if a and b and a != b:
+        raise InputError(
+            f"training and validation data name different classes: {a[:5]} and {b[:5]}; are both splits in the data "
+            f"folder, under the names of --train-split and --val-split?"
+        )

@@ -1,0 +1,214 @@
+"""The leaky integrate-and-fire neuron as pure functions over a time-major tensor.
+
+Shape suffixes: T steps, B batch, C channels, H, W; ``[T, B, ...]`` is time-major. State starts at zero inside every
+call, so nothing survives a forward and nothing has to be reset.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from snnzoo.errors import InputError
+
+RESETS = ("soft", "hard")
+
+
+def _sigmoid(x: Tensor, alpha: float) -> Tensor:
+    y = torch.sigmoid(alpha * x)
+    return alpha * y * (1 - y)
+
+
+def _atan(x: Tensor, alpha: float) -> Tensor:
+    return alpha / 2 / (1 + (math.pi / 2 * alpha * x) ** 2)
+
+
+def _triangle(x: Tensor, alpha: float) -> Tensor:
+    return alpha * (1 - alpha * x.abs()).clamp(min=0)
+
+
+def _rectangle(x: Tensor, alpha: float) -> Tensor:
+    return alpha * (x.abs() < 0.5 / alpha).to(x.dtype)
+
+
+def _fast_sigmoid(x: Tensor, alpha: float) -> Tensor:
+    return 1 / (1 + alpha * x.abs()) ** 2
+
+
+# name: (derivative at x = u - threshold, default alpha)
+SURROGATES = {
+    "sigmoid": (_sigmoid, 4.0),
+    "atan": (_atan, 2.0),
+    "triangle": (_triangle, 1.0),
+    "rectangle": (_rectangle, 1.0),
+    "fast_sigmoid": (_fast_sigmoid, 25.0),
+}
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """The derivative that stands in for that of the spike, a step function of the membrane.
+
+    With x = u - threshold:
+
+    - ``sigmoid``: alpha * s(alpha x) * (1 - s(alpha x)), s the logistic function (RateBP, arXiv 2410.11488)
+    - ``atan``: alpha / 2 / (1 + (pi / 2 * alpha * x)^2) (Fang et al., arXiv 2007.05785)
+    - ``triangle``: alpha * max(0, 1 - alpha |x|) (Esser et al., arXiv 1603.08270)
+    - ``rectangle``: alpha where |x| < 1 / (2 alpha), else 0 (Wu et al., STBP, arXiv 1706.02609)
+    - ``fast_sigmoid``: 1 / (1 + alpha |x|)^2 (Zenke and Ganguli, arXiv 1705.11146)
+
+    Args:
+        name: one of the above.
+        alpha: steepness, in 1 / membrane units; None takes the name's usual value (4, 2, 1, 1, 25).
+
+    Raises:
+        InputError: unknown name, or alpha not positive.
+    """
+
+    name: str = "sigmoid"
+    alpha: float | None = None
+
+    def __post_init__(self):
+        if self.name not in SURROGATES:
+            raise InputError(f"surrogate: no such name {self.name!r}; choose from {', '.join(SURROGATES)}")
+        if self.alpha is None:
+            object.__setattr__(self, "alpha", SURROGATES[self.name][1])
+        if not self.alpha > 0:
+            raise InputError(f"surrogate: alpha must be positive, got {self.alpha!r}")
+
+    def derivative(self, x: Tensor) -> Tensor:
+        """The surrogate of ds/du at ``x = u - threshold``; any shape."""
+        return SURROGATES[self.name][0](x, self.alpha)
+
+
+@dataclass(frozen=True)
+class LIFParams:
+    """Everything that defines a LIF neuron. Exporters read the same object as the forward pass.
+
+    Args:
+        decay: what is left of the membrane after one step, in [0, 1].
+        threshold: membrane at which the neuron fires, > 0, in the units of the input current.
+        reset: ``'soft'`` subtracts the threshold from the membrane of a neuron that fired, ``'hard'`` sets it to zero.
+        detach_reset: leave the reset out of the gradient.
+        surrogate: derivative of the spike.
+
+    Raises:
+        InputError: a value outside its range.
+    """
+
+    decay: float = 0.2
+    threshold: float = 1.0
+    reset: str = "soft"
+    detach_reset: bool = True
+    surrogate: Surrogate = field(default_factory=Surrogate)
+
+    def __post_init__(self):
+        if not 0 <= self.decay <= 1:
+            raise InputError(f"decay must lie in [0, 1], got {self.decay!r}")
+        if not 0 < self.threshold < math.inf:
+            raise InputError(f"threshold must be a positive number, got {self.threshold!r}")
+        if self.reset not in RESETS:
+            raise InputError(f"reset must be 'soft' or 'hard', got {self.reset!r}")
+
+
+class _Spike(torch.autograd.Function):
+    """Step function with a surrogate derivative."""
+
+    @staticmethod
+    def forward(ctx, u: Tensor, params: LIFParams) -> Tensor:
+        ctx.save_for_backward(u)
+        ctx.params = params
+        return (u >= params.threshold).to(u.dtype)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (u,) = ctx.saved_tensors
+        return grad * ctx.params.surrogate.derivative(u - ctx.params.threshold), None
+
+
+def lif_step(current: Tensor, v: Tensor | None, params: LIFParams) -> tuple[Tensor, Tensor, Tensor]:
+    """One step of the neuron, differentiable by the surrogate::
+
+        u = decay * v + current
+        s = 1 if u >= threshold else 0
+        v = u - threshold * s        (soft reset)
+        v = u * (1 - s)              (hard reset)
+
+    Args:
+        current: input of this step, any shape.
+        v: membrane left by the step before, same shape; None before the first step (zero).
+        params: the neuron.
+
+    Returns:
+        ``(u, s, v)``: membrane before the reset, spikes (0 or 1), membrane after it; each of ``current``'s shape.
+    """
+    u = current if v is None else torch.add(current, v, alpha=params.decay)
+    s = _Spike.apply(u, params)
+    fired = s.detach() if params.detach_reset else s
+    v = torch.sub(u, fired, alpha=params.threshold) if params.reset == "soft" else u * (1 - fired)
+    return u, s, v
+
+
+def lif(current: Tensor, params: LIFParams) -> Tensor:
+    """Spikes of a LIF layer; its gradient is that of surrogate-gradient backpropagation through time.
+
+    The membrane is kept in float32 (float64 for float64 input) whatever the input's type.
+
+    Args:
+        current: ``[T, B, ...]`` input currents.
+        params: the neuron.
+
+    Returns:
+        ``[T, B, ...]`` spikes, 0 or 1, in ``current``'s dtype.
+    """
+    v, spikes = None, []
+    for current_t in current:
+        _, s, v = lif_step(_full(current_t), v, params)
+        spikes.append(s.to(current.dtype))
+    return torch.cat(spikes).unflatten(0, current.shape[:2])  # cat keeps a channels-last layout, stack does not
+
+
+@torch.no_grad()
+def lif_statistics(current: Tensor, params: LIFParams) -> tuple[Tensor, Tensor, Tensor]:
+    """Spikes of a LIF layer and the two statistics that rate-based backpropagation needs; builds no graph.
+
+    With sg[t] the surrogate ds[t]/du[t], the derivative of the rate is the running mean (RateBP, arXiv 2410.11488,
+    Eq. 16)::
+
+        g <- ((t - 1) g + rho sg[t]) / t
+
+    where rho = du[t]/dI for a current I constant in time: 1 at the first step, and then
+    ``1 + decay * rho * dv[t]/du[t]`` with
+
+    - soft reset: ``dv/du = 1 - threshold * sg``, or 1 with the reset detached
+    - hard reset: ``dv/du = 1 - s - u * sg``, or ``1 - s`` with the reset detached
+
+    Args:
+        current: ``[T, B, ...]`` input currents.
+        params: the neuron.
+
+    Returns:
+        ``(spikes, rate, slope)``: spikes ``[T, B, ...]`` in ``current``'s dtype, their mean over time ``[B, ...]``,
+        and g ``[B, ...]``, both in the membrane's dtype.
+    """
+    num_steps = current.shape[0]
+    v, spikes = None, []
+    rho, rate, slope = 1.0, 0.0, 0.0
+    for current_t in current:
+        u, s, v = lif_step(_full(current_t), v, params)
+        sg = params.surrogate.derivative(u - params.threshold)
+        spikes.append(s.to(current.dtype))
+        rate = rate + s
+        slope = slope + rho * sg
+        if params.reset == "soft":
+            dv_du = 1.0 if params.detach_reset else 1 - params.threshold * sg
+        else:
+            dv_du = 1 - s if params.detach_reset else 1 - s - u * sg
+        rho = 1 + params.decay * rho * dv_du
+    return torch.cat(spikes).unflatten(0, current.shape[:2]), rate / num_steps, slope / num_steps
+
+
+def _full(x: Tensor) -> Tensor:
+    """At least float32: a membrane that loses small currents to rounding drifts."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()

@@ -1,0 +1,78 @@
+"""Making models and loading their weights, with errors that a person can act on."""
+
+import difflib
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import timm
+from safetensors import SafetensorError
+from timm.models import load_checkpoint
+from torch import nn
+
+from snnzoo.errors import InputError
+
+
+def create_model(name: str, checkpoint: str | Path | None = None, **kwargs: Any) -> nn.Module:
+    """``timm.create_model`` that raises :class:`InputError` for what the caller can mend.
+
+    Args:
+        name: a model's name, with a tag or not, or timm's ``hf-hub:…`` and ``local-dir:…`` forms.
+        checkpoint: file to load weights from, see :func:`load_weights`.
+        **kwargs: as for ``timm.create_model``.
+
+    Raises:
+        InputError: no such model, an argument it does not take, or no pretrained weights.
+    """
+    if ":" not in name and not timm.is_model(name):
+        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
+        raise InputError(
+            f"no model named {name!r}"
+            + (f"; did you mean {' or '.join(near)}?" if near else "; timm.list_models() lists all")
+        )
+    try:
+        model = timm.create_model(name, **kwargs)
+    except TypeError as error:
+        if "unexpected keyword argument" in str(error):
+            raise InputError(f"model {name!r}: {error}") from error
+        raise
+    except RuntimeError as error:
+        if "No pretrained weights exist" in str(error):
+            raise InputError(f"{error} To use weights of your own, give their file as the checkpoint.") from error
+        raise
+    if checkpoint:
+        load_weights(model, checkpoint)
+    return model
+
+
+def load_weights(model: nn.Module, path: str | Path, use_ema: bool = True) -> None:
+    """Load a checkpoint file into ``model``, through the ``checkpoint_filter_fn`` of the model's family.
+
+    Args:
+        model: any timm model.
+        path: safetensors, or a training checkpoint (read with ``weights_only=True``).
+        use_ema: take the averaged weights where the checkpoint has them.
+
+    Raises:
+        InputError: the file is missing, damaged, or of another architecture or number of classes; the model is then
+            unchanged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no checkpoint file at {str(path)!r}")
+    # timm's convention: a family's module holds the filter that knows other people's names for its weights.
+    filter_fn = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    try:
+        load_checkpoint(model, str(path), use_ema=use_ema, filter_fn=filter_fn)
+    except (SafetensorError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise InputError(f"checkpoint {str(path)!r} cannot be read, it may be truncated: {error}") from error
+    except RuntimeError as error:
+        if "size mismatch" in str(error) or "in state_dict" in str(error):
+            model.load_state_dict(before)
+            first = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
+            raise InputError(
+                f"checkpoint {str(path)!r} does not fit {type(model).__name__} with {model.num_classes} classes: {first}"
+            ) from error
+        raise InputError(f"checkpoint {str(path)!r} cannot be read, it may be truncated: {error}") from error
