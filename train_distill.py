@@ -38,10 +38,11 @@ from timm.utils.checkpoint_saver import load_checkpoint_metadata
 from tqdm import tqdm
 
 import snnzoo
-from snnzoo.data import SmallImageTransform, check_same_classes, open_dataset
+from snnzoo.data import SmallImageTransform, check_splits, open_dataset
 from snnzoo.distill import ALPHA_SCHEDULES, BETAS, AnnGuidedDistillationTask, create_teacher, scheduled_alpha
 from snnzoo.errors import InputError
 from snnzoo.evaluate import evaluate
+from snnzoo.files import write_atomically
 from snnzoo.scripting import parse_with_config, run
 from snnzoo.weights import create_model
 
@@ -88,7 +89,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("--teacher-checkpoint", metavar="FILE", help="its weights (default: its pretrained ones)")
     add("--branches", default="main", help="main, all, none (logits only), or e.g. stem,1,2,fc")
     add("--alpha", type=float, default=0.5, help="weight of the teacher against the labels")
-    add("--alpha-schedule", choices=ALPHA_SCHEDULES, default="fixed", help="over the run; rising from 0, falling from 1")
+    add(
+        "--alpha-schedule", choices=ALPHA_SCHEDULES, default="fixed", help="over the run; rising from 0, falling from 1"
+    )
     add("--beta", choices=BETAS, default="uniform", help="weights of the branches")
 
     add = parser.add_argument_group("optimisation").add_argument
@@ -175,7 +178,7 @@ def build_loaders(args, model, device):
     train = open_split(args.train_split, is_training=True, batch_size=args.batch_size)
     val_batch = args.validation_batch_size or args.batch_size
     val = open_split(args.val_split, is_training=False, batch_size=val_batch)
-    check_same_classes(train, val)
+    check_splits(train, val)
 
     # Workers start anew each epoch, so that an epoch depends on its seed and not on the epochs before it.
     shared = dict(num_workers=args.workers, device=device, persistent_workers=False, pin_memory=device.type == "cuda")
@@ -222,14 +225,16 @@ def open_run_dir(args) -> Path:
     return folder
 
 
-def resume(args, task, optimizer, scaler, saver) -> int:
+def resume(args, task, optimizer, scaler, saver, folder) -> int:
     """Restore everything from a checkpoint; returns the epoch to go on with."""
     if not Path(args.resume).is_file():
         raise InputError(f"--resume: no checkpoint file at {args.resume!r}")
     try:
         written_by = load_checkpoint_metadata(args.resume)["args"]
     except Exception as error:  # torn files fail in many ways
-        raise InputError(f"--resume: {args.resume!r} is not a checkpoint of this script, or it is truncated: {error}") from error
+        raise InputError(
+            f"--resume: {args.resume!r} is not a checkpoint of this script, or it is truncated: {error}"
+        ) from error
     for option in ("model", "teacher"):
         theirs, ours = getattr(written_by, option), getattr(args, option)
         if theirs != ours:
@@ -237,7 +242,8 @@ def resume(args, task, optimizer, scaler, saver) -> int:
     start_epoch = resume_task_checkpoint(task, args.resume, optimizer, scaler, log_info=False)
     if task.has_ema():
         load_task_ema_checkpoint(task, args.resume)
-    saver.load_state_dict_from_checkpoint(args.resume)
+    if folder.resolve() == Path(args.resume).resolve().parent:
+        saver.load_state_dict_from_checkpoint(args.resume)
     return start_epoch
 
 
@@ -280,8 +286,8 @@ def train_one_epoch(epoch, args, task, loader, optimizer, scheduler, scaler, aut
     return {key: meter.avg for key, meter in meters.items()} | {"images_per_s": seen / (time.perf_counter() - start)}
 
 
-def main() -> None:
-    args = parse_with_config(make_parser())
+def main(argv: list[str] | None = None) -> None:
+    args = parse_with_config(make_parser(), argv)
     device = torch.device(args.device)
     random_seed(args.seed)
     model = build_student(args)
@@ -300,18 +306,24 @@ def main() -> None:
         model, optimizer, args, amp_scaler=scaler, checkpoint_dir=str(folder), recovery_dir=str(folder),
         decreasing=args.eval_metric == "loss", max_history=args.checkpoint_hist, task=task,
     )  # fmt: skip
-    start_epoch = resume(args, task, optimizer, scaler, saver) if args.resume else 0
+    start_epoch = resume(args, task, optimizer, scaler, saver, folder) if args.resume else 0
     if args.torchcompile:
         task.compile()
     scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=len(train_loader))
-    scheduler.step(start_epoch)
+    if start_epoch >= epochs:
+        raise InputError(f"nothing to do: {args.resume!r} has all of {epochs} epochs; set --epochs higher")
+    if start_epoch:
+        scheduler.step(start_epoch)
 
     setup_default_logging(log_path=str(folder / "train.log"))
-    (folder / "args.yaml").write_text(yaml.safe_dump(vars(args)))
+    logging.getLogger("timm").setLevel(logging.WARNING)  # the saver would list its files after every epoch
+    write_atomically(folder / "args.yaml", yaml.safe_dump(vars(args)))
     summary = folder / "summary.csv"
     trim_summary(str(summary), start_epoch)
     size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    _logger.info(f"{args.model}: {size:.2f} M parameters, teacher {args.teacher}, snnzoo {snnzoo.__version__}, {folder}")
+    _logger.info(
+        f"{args.model}: {size:.2f} M parameters, teacher {args.teacher}, snnzoo {snnzoo.__version__}, {folder}"
+    )
 
     inspects = isinstance(task, AnnGuidedDistillationTask)
     for epoch in range(start_epoch, epochs):
@@ -324,20 +336,20 @@ def main() -> None:
         val = evaluate(forward, val_loader, device, autocast, args.channels_last)
         if task.has_ema():
             averaged = task.get_eval_model(ema=True)
-            ema = evaluate(lambda images: {"output": averaged(images)}, val_loader, device, autocast, args.channels_last)
+            ema = evaluate(
+                lambda images: {"output": averaged(images)}, val_loader, device, autocast, args.channels_last
+            )
             val |= {f"{key}_ema": ema[key] for key in ("loss", "top1", "top5")}
         metric = val[args.eval_metric + ("_ema" if task.has_ema() else "")]
         lr = optimizer.param_groups[0]["lr"]
         update_summary(epoch, train, val, str(summary), lr=lr)
         best, best_epoch = saver.save_checkpoint(epoch, metric)
         scheduler.step(epoch + 1, metric)
-        hybrids = " ".join(f"{key[5:]} {value:.2f}" for key, value in val.items() if key.startswith("top1_"))
+        others = "".join(f"{key[5:]} {value:.2f} " for key, value in val.items() if key.startswith("top1_"))
         _logger.info(
             f"epoch {epoch}: train loss {train['loss']:.4f} top1 {train['top1']:.2f} {train['images_per_s']:.0f} img/s | "
-            f"val top1 {val['top1']:.2f} loss {val['loss']:.4f} | hybrids {hybrids or '-'} | lr {lr:.4f}"
+            f"val top1 {val['top1']:.2f} loss {val['loss']:.4f} | {others and f'hybrids {others}| '}lr {lr:.4f}"
         )
-    if start_epoch >= epochs:
-        raise InputError(f"nothing to do: {args.resume!r} is at epoch {start_epoch}, --epochs is {epochs}")
     _logger.info(f"best {args.eval_metric} {best:.2f} in epoch {best_epoch}: {folder / 'model_best.pth.tar'}")
 
 

@@ -1,1 +1,2 @@
-"""Export to other engines."""
+"""Exporters, one module per target. Imported as ``snnzoo.export``; the optional libraries are imported by the module
+that needs them."""

@@ -116,7 +116,9 @@ def batch_norm(x: Signal, bn: nn.BatchNorm2d) -> Signal:
     stats = bn.running_mean, bn.running_var
     if not bn.training and stats[0] is not None:
         with torch.no_grad():
-            steps = per_step(lambda s: nn.functional.batch_norm(s, *stats, bn.weight, bn.bias, False, 0, bn.eps), x.steps)
+            steps = per_step(
+                lambda s: nn.functional.batch_norm(s, *stats, bn.weight, bn.bias, False, 0, bn.eps), x.steps
+            )
         return Signal(steps, nn.functional.batch_norm(x.rate, *stats, bn.weight, bn.bias, False, 0, bn.eps))
 
     momentum = bn.momentum

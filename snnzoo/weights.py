@@ -14,12 +14,13 @@ from torch import nn
 from snnzoo.errors import InputError
 
 
-def create_model(name: str, checkpoint: str | Path | None = None, **kwargs: Any) -> nn.Module:
+def create_model(name: str, checkpoint: str | Path | None = None, use_ema: bool = False, **kwargs: Any) -> nn.Module:
     """``timm.create_model`` that raises :class:`InputError` for what the caller can mend.
 
     Args:
         name: a model's name, with a tag or not, or timm's ``hf-hub:…`` and ``local-dir:…`` forms.
         checkpoint: file to load weights from, see :func:`load_weights`.
+        use_ema: take the checkpoint's averaged weights.
         **kwargs: as for ``timm.create_model``.
 
     Raises:
@@ -42,11 +43,11 @@ def create_model(name: str, checkpoint: str | Path | None = None, **kwargs: Any)
             raise InputError(f"{error} To use weights of your own, give their file as the checkpoint.") from error
         raise
     if checkpoint:
-        load_weights(model, checkpoint)
+        load_weights(model, checkpoint, use_ema)
     return model
 
 
-def load_weights(model: nn.Module, path: str | Path, use_ema: bool = True) -> None:
+def load_weights(model: nn.Module, path: str | Path, use_ema: bool = False) -> None:
     """Load a checkpoint file into ``model``, through the ``checkpoint_filter_fn`` of the model's family.
 
     Args:

@@ -1,6 +1,7 @@
 """What timm's data pipeline lacks."""
 
-from snnzoo.data.loading import check_same_classes, class_names, open_dataset
+from snnzoo.data.digits import write_digits
+from snnzoo.data.loading import check_splits, class_names, open_dataset
 from snnzoo.data.transforms import Cutout, SmallImageTransform
 
-__all__ = ["Cutout", "SmallImageTransform", "check_same_classes", "class_names", "open_dataset"]
+__all__ = ["Cutout", "SmallImageTransform", "check_splits", "class_names", "open_dataset", "write_digits"]

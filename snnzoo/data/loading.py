@@ -43,11 +43,19 @@ def class_names(dataset) -> list[str]:
     return sorted(mapping, key=mapping.get)
 
 
-def check_same_classes(train, validation) -> None:
-    """Raise InputError where two folders give the same labels to different classes (a split that was not found)."""
+def check_splits(train, validation) -> None:
+    """Raise InputError where validation would see training images, or other classes under the same labels.
+
+    timm reads the whole folder where it finds no sub-folder for a split.
+    """
+    roots = [getattr(getattr(dataset, "reader", None), "root", None) for dataset in (train, validation)]
+    if all(roots):
+        a, b = (Path(root).resolve() for root in roots)
+        if a == b or a in b.parents or b in a.parents:
+            raise InputError(
+                f"training images come from {str(a)!r} and validation images from {str(b)!r}, which overlap: put them "
+                f"in sub-folders named by --train-split and --val-split"
+            )
     a, b = class_names(train), class_names(validation)
     if a and b and a != b:
-        raise InputError(
-            f"training and validation data name different classes: {a[:5]} and {b[:5]}; are both splits in the data "
-            f"folder, under the names of --train-split and --val-split?"
-        )
+        raise InputError(f"training and validation data name different classes: {a[:5]}, … and {b[:5]}, …")

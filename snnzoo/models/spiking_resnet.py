@@ -124,6 +124,8 @@ class ResNet(nn.Module):
         for name, value, known in (("stem", stem, ("cifar", "imagenet")), ("shortcut", shortcut, ("conv", "pad"))):
             if value not in known:
                 raise InputError(f"{name} must be one of {known}, got {value!r}")
+        if len(depths) != len(channels):
+            raise InputError(f"a network has as many widths as depths, got depths={depths} and channels={channels}")
         dd = dict(device=device, dtype=dtype)
         self.num_classes = num_classes
         self.in_chans = in_chans

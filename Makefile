@@ -1,0 +1,26 @@
+# `make demo` and `make test` do all the set-up themselves: they need python3 with pip, and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# A system python3 may lack the venv module; virtualenv does the same.
+$(VENV)/.installed: pyproject.toml
+	@echo "Installing into $(VENV): torch and its CUDA libraries are several GB, this takes a few minutes."
+	$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m pip install --user virtualenv && $(PYTHON) -m virtualenv $(VENV); }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[onnx,test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) output build dist *.egg-info

@@ -1,0 +1,283 @@
+"""The scripts, on a few real digits: training, resuming, measuring, and every bad input."""
+
+import csv
+import logging
+import shutil
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+import train_distill
+import validate
+import yaml
+from conftest import ROOT
+from safetensors.torch import save_file
+from snnzoo import InputError
+from snnzoo.data import write_digits
+
+TINY = "depths=(1,1,1)"
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """Eight training and four validation images of each digit."""
+    pytest.importorskip("sklearn")
+    folder = write_digits(tmp_path_factory.mktemp("digits"))
+    for split, keep in (("train", 8), ("validation", 4)):
+        for label in (folder / split).iterdir():
+            for path in sorted(label.iterdir())[keep:]:
+                path.unlink()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory):
+    path = tmp_path_factory.mktemp("teacher") / "weights.safetensors"
+    torch.manual_seed(1)
+    save_file(timm.create_model("cifar_resnet20").state_dict(), path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _quiet_root_logger():
+    """The scripts add handlers to the root logger; take them off again."""
+    before = logging.root.handlers[:]
+    yield
+    for handler in logging.root.handlers[:]:
+        if handler not in before:
+            logging.root.removeHandler(handler)
+            handler.close()
+
+
+def options(digits, output, *extra):
+    basic = (
+        f"--device cpu --data-dir {digits} --input-size 3 8 8 --batch-size 20 --workers 0 --epochs 1 --output {output}"
+    )
+    student = f"--model snn_resnet20_t2 --model-kwargs {TINY} --crop-padding 1 --hflip 0"
+    return [*basic.split(), *student.split(), *(str(word) for word in extra)]
+
+
+def taught(teacher):
+    return "--teacher", "cifar_resnet20", "--teacher-checkpoint", teacher
+
+
+def load(path):
+    return torch.load(path, weights_only=False)
+
+
+def rows(folder):
+    with (folder / "summary.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+# --- what must work ----------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_all_that_is_promised(digits, teacher, tmp_path):
+    extra = (*taught(teacher), "--epochs", 2, "--experiment", "run", "--aa", "cifar10", "--cutout", 2, "--model-ema")
+    train_distill.main(options(digits, tmp_path, *extra, "--amp", "--clip-grad", 1.0, "--channels-last"))
+    folder = tmp_path / "run"
+    written = {path.name for path in folder.iterdir()}
+    assert {"last.pth.tar", "model_best.pth.tar", "summary.csv", "args.yaml", "train.log"} <= written
+    assert not [name for name in written if "tmp" in name]
+    table = rows(folder)
+    assert [row["epoch"] for row in table] == ["0", "1"]
+    wanted = {
+        "train_loss", "train_task_loss", "train_kd_loss", "train_branch_1_loss", "train_branch_2_loss", "train_top1",
+        "train_images_per_s", "eval_top1", "eval_top1_1", "eval_top1_2", "eval_similarity_1", "eval_top1_ema", "lr",
+    }  # fmt: skip
+    assert wanted <= set(table[0])
+    checkpoint = load(folder / "last.pth.tar")
+    model = timm.create_model("snn_resnet20_t2", depths=(1, 1, 1))
+    assert set(checkpoint["state_dict"]) == set(model.state_dict()) == set(checkpoint["state_dict_ema"])
+    assert "adapters" in checkpoint["task_state"]
+    assert yaml.safe_load((folder / "args.yaml").read_text())["teacher"] == "cifar_resnet20"
+
+
+@pytest.mark.parametrize("distilled", [True, False])
+def test_resumed_run_equals_uninterrupted_one(digits, teacher, tmp_path, distilled):
+    extra = ("--epochs", 3, "--model-ema", "--checkpoint-hist", 9, *(taught(teacher) if distilled else ()))
+    train_distill.main(options(digits, tmp_path, *extra, "--experiment", "whole"))
+    whole = load(tmp_path / "whole/last.pth.tar")
+
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    shutil.copy(tmp_path / "whole/checkpoint-0.pth.tar", cut / "last.pth.tar")
+    (cut / "summary.csv").write_text((tmp_path / "whole/summary.csv").read_text())
+    train_distill.main(options(digits, tmp_path, *extra, "--resume", cut / "last.pth.tar"))
+    resumed = load(cut / "last.pth.tar")
+    for key in ("state_dict", "state_dict_ema", "optimizer", "task_state"):
+        if key in whole:
+            torch.testing.assert_close(resumed[key], whole[key], rtol=0, atol=0)
+    assert resumed["saver"]["best_metric"] == whole["saver"]["best_metric"]
+    timings = ("train_images_per_s", "eval_images_per_s")
+    for ours, theirs in zip(rows(cut), rows(tmp_path / "whole"), strict=True):
+        assert {k: v for k, v in ours.items() if k not in timings} == {
+            k: v for k, v in theirs.items() if k not in timings
+        }
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ("--grad-method", "bptt", "--reset", "hard"),
+        ("--branches", "none"),
+        ("--branches", "stem,fc", "--alpha-schedule", "rising", "--beta", "halving"),
+        ("--in-chans", "1", "--input-size", "1", "8", "8"),
+        ("--mean", "0.3", "0.3", "0.3", "--std", "0.4", "0.4", "0.4", "--grad-checkpointing"),
+        ("--opt", "adamw", "--lr", "1e-3", "--sched", "step", "--smoothing", "0.1", "--no-aug", "--drop", "0.1"),
+    ],
+    ids=lambda extra: " ".join(extra[:2]),
+)
+def test_options(digits, teacher, tmp_path, extra):
+    needs_teacher = "--in-chans" not in extra
+    train_distill.main(
+        options(
+            digits, tmp_path, *(taught(teacher) if needs_teacher else ()), "--epochs", 1, "--experiment", "run", *extra
+        )
+    )
+    assert 0 <= float(rows(tmp_path / "run")[0]["eval_top1"]) <= 100
+
+
+def test_an_ann_is_trained_by_the_same_script(digits, tmp_path):
+    extra = ["--model", "cifar_resnet20", "--epochs", 4, "--lr", 0.05, "--experiment", "ann"]
+    train_distill.main(options(digits, tmp_path, *extra))
+    losses = [float(row["train_loss"]) for row in rows(tmp_path / "ann")]
+    assert losses[-1] < losses[0]
+
+
+def test_config_file(digits, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: snn_resnet20_t1\nepochs: 7\nweight-decay: 5e-4\n")
+    parser = train_distill.make_parser()
+    args = train_distill.parse_with_config(parser, ["-c", str(recipe), "--epochs", "2"])
+    assert (args.model, args.epochs, args.weight_decay) == ("snn_resnet20_t1", 2, 5e-4)
+
+
+def test_every_recipe_is_understood():
+    recipes = sorted((ROOT / "hub_configs").glob("*/recipe.yaml"))
+    assert recipes
+    for recipe in recipes:
+        args = train_distill.parse_with_config(train_distill.make_parser(), ["-c", str(recipe)])
+        assert timm.is_model(args.model)
+        assert recipe.parent.name.startswith(args.model)
+
+
+def test_validate_measures_a_run(digits, tmp_path):
+    train_distill.main(options(digits, tmp_path, "--epochs", 1, "--experiment", "run"))
+    result = tmp_path / "result.json"
+    checkpoint = tmp_path / "run/last.pth.tar"
+    arguments = f"--data-dir {digits} --model snn_resnet20_t2 --model-kwargs {TINY} --checkpoint {checkpoint}".split()
+    validate.main([*arguments, *f"--input-size 3 8 8 --workers 0 --device cpu --results-file {result}".split()])
+    measured = yaml.safe_load(result.read_text())
+    assert measured["top1"] == pytest.approx(float(rows(tmp_path / "run")[0]["eval_top1"]))
+    assert (measured["images"], measured["num_steps"]) == (40, 2)
+
+
+# --- what must not -----------------------------------------------------------------------------------------------
+
+
+def refuse(match, arguments, main=train_distill.main):
+    with pytest.raises(InputError, match=match):
+        main(arguments)
+
+
+def test_no_such_model_or_teacher(digits, teacher, tmp_path):
+    run = options(digits, tmp_path)
+    refuse("no model named 'snn_resnet99_t4'; did you mean snn_resnet", [*run, "--model", "snn_resnet99_t4"])
+    refuse("no model named 'resnet999'", [*run, "--teacher", "resnet999"])
+    refuse(
+        "no checkpoint file at 'nowhere.pth'", [*run, "--teacher", "resnet18", "--teacher-checkpoint", "nowhere.pth"]
+    )
+    refuse("unexpected keyword argument 'num_steps'", [*run, "--model", "resnet18", "--num-steps", "4"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_teacher_of_other_classes(digits, tmp_path):
+    path = tmp_path / "hundred.safetensors"
+    save_file(timm.create_model("cifar_resnet20", num_classes=100).state_dict(), path)
+    refuse("does not fit ResNet with 10 classes", options(digits, tmp_path / "out", *taught(path)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_folder_missing_empty_or_wrong(digits, tmp_path):
+    refuse("there is no such folder or file; give it with --data-dir", options(tmp_path / "no", tmp_path / "out"))
+    (tmp_path / "empty").mkdir()
+    refuse("Found 0 images", options(tmp_path / "empty", tmp_path / "out"))
+    refuse("has 10 classes .*set --num-classes 10", options(digits, tmp_path / "out", "--num-classes", 5))
+    shutil.copytree(digits / "train", tmp_path / "half/train")
+    refuse("which overlap: put them in sub-folders", options(tmp_path / "half", tmp_path / "out"))
+    shutil.copytree(digits / "validation/0", tmp_path / "half/validation/zero")
+    refuse("name different classes", options(tmp_path / "half", tmp_path / "out"))
+    refuse("fewer images", options(digits, tmp_path / "out", "--batch-size", 100))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("steps", [0, -3])
+def test_no_steps(digits, tmp_path, steps):
+    refuse(
+        f"num_steps must be a whole number of at least 1, got {steps}", options(digits, tmp_path, "--num-steps", steps)
+    )
+
+
+def test_damaged_checkpoints(digits, tmp_path):
+    train_distill.main(options(digits, tmp_path, "--epochs", 1, "--experiment", "run"))
+    good = (tmp_path / "run/last.pth.tar").read_bytes()
+    torn = tmp_path / "run/torn.pth.tar"
+    for size in (0, 100, len(good) // 2):
+        torn.write_bytes(good[:size])
+        refuse("not a checkpoint of this script, or it is truncated", options(digits, tmp_path, "--resume", torn))
+        refuse("cannot be read, it may be truncated", options(digits, tmp_path, "--initial-checkpoint", torn))
+    weights = tmp_path / "torn.safetensors"
+    save_file(timm.create_model("cifar_resnet20").state_dict(), weights)
+    weights.write_bytes(weights.read_bytes()[:10_000])
+    refuse("cannot be read, it may be truncated", options(digits, tmp_path, *taught(weights)))
+    refuse("no checkpoint file at", options(digits, tmp_path, "--resume", tmp_path / "none.pth.tar"))
+    assert (tmp_path / "run/last.pth.tar").read_bytes() == good
+
+
+def test_a_run_is_never_overwritten(digits, teacher, tmp_path):
+    train_distill.main(options(digits, tmp_path, "--epochs", 1, "--experiment", "run"))
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    again = options(digits, tmp_path, "--epochs", 1, "--experiment", "run")
+    last = tmp_path / "run/last.pth.tar"
+    refuse("holds another run's checkpoints; resume it with --resume, or choose another --experiment", again)
+    refuse("all of 1 epochs", options(digits, tmp_path, "--epochs", 1, "--resume", last))
+    refuse("written with --teacher None, this run has cifar_resnet20",
+           options(digits, tmp_path, "--epochs", 2, "--resume", last, *taught(teacher)))  # fmt: skip
+    refuse("written with --model snn_resnet20_t2, this run has snn_resnet20_t1",
+           [*options(digits, tmp_path, "--epochs", 2, "--resume", last), "--model", "snn_resnet20_t1"])  # fmt: skip
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_bad_config(digits, tmp_path):
+    for text, match in [
+        ("learning_rate: 0.1", "there is no option 'learning_rate'"),
+        ("beta: quarter", r"beta must be one of \['uniform', 'halving'\], got 'quarter'"),
+        ("- a\n- b", "must hold 'option: value' lines"),
+        ("a: [", "cannot be read"),
+    ]:
+        (tmp_path / "bad.yaml").write_text(text)
+        refuse(match, ["-c", str(tmp_path / "bad.yaml")])
+    refuse("cannot be read", ["-c", str(tmp_path / "none.yaml")])
+
+
+def test_options_that_do_not_go_together(digits, teacher, tmp_path):
+    run = options(digits, tmp_path)
+    at = run.index("--crop-padding")
+    refuse("--cutout needs --crop-padding", [*run[:at], *run[at + 2 :], "--cutout", "4"])
+    refuse("as many widths as depths, got depths", [*run, "--model", "snn_resnet18_t1"])
+    refuse("policy 'original' is not for padded crops", options(digits, tmp_path, "--aa", "original"))
+    refuse("branches: no '7'", options(digits, tmp_path, *taught(teacher), "--branches", "7"))
+    refuse("alpha must lie in", options(digits, tmp_path, *taught(teacher), "--alpha", "2"))
+    refuse("nothing to measure", ["--model", "cifar_resnet20"], validate.main)
+
+
+def test_an_error_is_one_line(tmp_path):
+    command = [sys.executable, str(ROOT / "train_distill.py"), "--data-dir", str(tmp_path / "none")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith("train_distill.py: error: dataset folder at")
+    assert result.stderr.count("\n") == 1
