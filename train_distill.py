@@ -41,7 +41,7 @@ import snnzoo
 from snnzoo.data import SmallImageTransform, check_splits, open_dataset
 from snnzoo.distill import ALPHA_SCHEDULES, BETAS, AnnGuidedDistillationTask, create_teacher, scheduled_alpha
 from snnzoo.errors import InputError
-from snnzoo.evaluate import evaluate
+from snnzoo.evaluate import evaluate, logits_of
 from snnzoo.files import write_atomically
 from snnzoo.scripting import parse_with_config, run
 from snnzoo.weights import create_model
@@ -332,23 +332,20 @@ def main(argv: list[str] | None = None) -> None:
             task.alpha = scheduled_alpha(args.alpha_schedule, args.alpha, epoch, epochs)
         train = train_one_epoch(epoch, args, task, train_loader, optimizer, scheduler, scaler, autocast)
         task.eval()
-        forward = task.inspect if inspects else lambda images: {"output": task.get_eval_model()(images)}
-        val = evaluate(forward, val_loader, device, autocast, args.channels_last)
+        how = (val_loader, device, autocast, args.channels_last)
+        val = evaluate(task.inspect if inspects else partial(logits_of, task.get_eval_model()), *how)
         if task.has_ema():
-            averaged = task.get_eval_model(ema=True)
-            ema = evaluate(
-                lambda images: {"output": averaged(images)}, val_loader, device, autocast, args.channels_last
-            )
-            val |= {f"{key}_ema": ema[key] for key in ("loss", "top1", "top5")}
-        metric = val[args.eval_metric + ("_ema" if task.has_ema() else "")]
+            averaged = evaluate(partial(logits_of, task.get_eval_model(ema=True)), *how)
+            val |= {f"ema_{key}": averaged[key] for key in ("loss", "top1", "top5")}
+        metric = val[("ema_" if task.has_ema() else "") + args.eval_metric]
         lr = optimizer.param_groups[0]["lr"]
         update_summary(epoch, train, val, str(summary), lr=lr)
         best, best_epoch = saver.save_checkpoint(epoch, metric)
         scheduler.step(epoch + 1, metric)
-        others = "".join(f"{key[5:]} {value:.2f} " for key, value in val.items() if key.startswith("top1_"))
+        hybrids = "".join(f" hybrid {key[5:]} {value:.2f}" for key, value in val.items() if key.startswith("top1_"))
         _logger.info(
-            f"epoch {epoch}: train loss {train['loss']:.4f} top1 {train['top1']:.2f} {train['images_per_s']:.0f} img/s | "
-            f"val top1 {val['top1']:.2f} loss {val['loss']:.4f} | {others and f'hybrids {others}| '}lr {lr:.4f}"
+            f"epoch {epoch}: train loss {train['loss']:.4f} top1 {train['top1']:.2f} {train['images_per_s']:.0f} img/s "
+            f"| val loss {val['loss']:.4f} top1 {val['top1']:.2f}{hybrids} | lr {lr:.4f}"
         )
     _logger.info(f"best {args.eval_metric} {best:.2f} in epoch {best_epoch}: {folder / 'model_best.pth.tar'}")
 

@@ -17,7 +17,7 @@ from timm.utils import ParseKwargs, setup_default_logging
 
 from snnzoo.data import open_dataset
 from snnzoo.errors import InputError
-from snnzoo.evaluate import evaluate
+from snnzoo.evaluate import evaluate, logits_of
 from snnzoo.files import write_atomically
 from snnzoo.scripting import parse_with_config, run
 from snnzoo.weights import create_model
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.amp:
         autocast = partial(torch.autocast, device.type, dtype=getattr(torch, args.amp_dtype))
 
-    metrics = evaluate(lambda images: {"output": model(images)}, loader, device, autocast, args.channels_last)
+    metrics = evaluate(partial(logits_of, model), loader, device, autocast, args.channels_last)
     result = {
         "model": args.model,
         "checkpoint": args.checkpoint,

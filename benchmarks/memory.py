@@ -50,7 +50,11 @@ def main() -> None:
         return
 
     print(f"{args.model}, batch {args.batch_size}, 32x32, float32; torch {torch.__version__}, {platform.machine()}")
-    print("method" + "".join(f"   T={steps:<3d} MiB" for steps in args.steps) + f"   T={args.steps[-1]} / T={args.steps[0]}")
+    print(
+        "method"
+        + "".join(f"   T={steps:<3d} MiB" for steps in args.steps)
+        + f"   T={args.steps[-1]} / T={args.steps[0]}"
+    )
     for grad_method in ("rate", "bptt"):
         peaks = []
         for steps in args.steps:

@@ -77,9 +77,8 @@ def main() -> None:
 
     print(f"\nteacher     cifar_resnet20, an ANN: top-1 {teacher_top1:.2f} %")
     print(f"student     {STUDENT}, spiking, {model.num_steps} time steps: top-1 {student_top1:.2f} %")
-    print(
-        f"firing rate {100 * np.mean(list(rates.values())):.1f} % of neurons fire at a step (mean of {len(rates)} layers)"
-    )
+    mean_rate = np.mean(list(rates.values()))
+    print(f"firing rate {100 * mean_rate:.1f} % of the neurons fire at a step (mean of {len(rates)} layers)")
     print(f"checkpoint  {student}")
     print(f"onnx        {onnx_file}: same class as PyTorch on {100 * same:.1f} % of the {len(labels)} test digits")
     if abs(measured - student_top1) > 0.01 or same < 1:

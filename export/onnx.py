@@ -72,8 +72,8 @@ def export_onnx(model: nn.Module, path: str | Path, input_size: tuple[int, int, 
             difference = max(difference, float((got - expected).abs().max() / expected.abs().max()))
         if not difference <= TOLERANCE:
             raise RuntimeError(
-                f"onnxruntime's logits differ from PyTorch's by {difference:.2e} of the largest (allowed: {TOLERANCE}); "
-                f"{str(path)!r} was not written"
+                f"onnxruntime's logits differ from PyTorch's by {difference:.2e} of the largest, "
+                f"{TOLERANCE} are allowed: {str(path)!r} was not written"
             )
         size = temporary.stat().st_size
     return {

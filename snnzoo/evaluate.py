@@ -12,6 +12,11 @@ from tqdm import tqdm
 Outputs = dict[str, Tensor | dict[str, Tensor]]
 
 
+def logits_of(model: Callable[[Tensor], Tensor], images: Tensor) -> Outputs:
+    """A plain model in the form that :func:`evaluate` takes."""
+    return {"output": model(images)}
+
+
 @torch.no_grad()
 def evaluate(
     forward: Callable[[Tensor], Outputs],

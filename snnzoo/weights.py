@@ -74,6 +74,7 @@ def load_weights(model: nn.Module, path: str | Path, use_ema: bool = False) -> N
             model.load_state_dict(before)
             first = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
             raise InputError(
-                f"checkpoint {str(path)!r} does not fit {type(model).__name__} with {model.num_classes} classes: {first}"
+                f"checkpoint {str(path)!r} does not fit {type(model).__name__} with {model.num_classes} classes: "
+                f"{first}"
             ) from error
         raise InputError(f"checkpoint {str(path)!r} cannot be read, it may be truncated: {error}") from error

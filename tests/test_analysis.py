@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+
 from snnzoo import InputError
 from snnzoo.analysis import firing_rates
 from snnzoo.layers import LIF

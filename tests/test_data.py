@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
+
 from snnzoo import InputError
 from snnzoo.data import Cutout, SmallImageTransform, write_digits
-from torchvision import transforms
 
 
 def test_cutout_is_one_clipped_square():

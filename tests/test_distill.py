@@ -6,9 +6,10 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from torch import nn
+
 from snnzoo import InputError
 from snnzoo.distill import Adapter, AnnGuidedDistillationTask, StagedTeacher, create_teacher, scheduled_alpha
-from torch import nn
 
 TEACHERS = [
     "resnet18", "resnet34", "resnet50", "regnety_002", "mobilenetv3_small_050", "convnext_atto", "efficientnet_lite0",

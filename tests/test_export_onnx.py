@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+
 from snnzoo import InputError, cli
 
 onnx = pytest.importorskip("onnx")
@@ -66,9 +67,8 @@ def test_a_difference_leaves_no_file(tmp_path, monkeypatch):
 
 def test_command(tmp_path, capsys):
     target = tmp_path / "deep/er/net.onnx"
-    cli.main(
-        f"export onnx snn_resnet20_t1 --model-kwargs depths=(1,1,1) --num-steps 3 --input-size 1 8 8 -o {target}".split()
-    )
+    shape = "--model-kwargs depths=(1,1,1) --num-steps 3 --input-size 1 8 8"
+    cli.main(f"export onnx snn_resnet20_t1 {shape} -o {target}".split())
     printed = capsys.readouterr().out
     report = json.loads(printed[printed.index("{\n") :])
     assert (report["num_steps"], report["input_size"], report["path"]) == (3, [1, 8, 8], str(target))

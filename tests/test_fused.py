@@ -5,6 +5,7 @@ import logging
 import pytest
 import timm
 import torch
+
 from snnzoo import InputError, LIFParams, fused, neurons, set_backend
 
 LAYOUTS = {

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import timm
 import torch
+
 from snnzoo import InputError
 from snnzoo.layers import LIF
 from snnzoo.models.spiking_resnet import PadShortcut

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from snnzoo import InputError, LIFParams, Surrogate
 from snnzoo.neurons import SURROGATES, lif, lif_statistics, lif_step
 
@@ -9,7 +10,7 @@ from snnzoo.neurons import SURROGATES, lif, lif_statistics, lif_step
 CURRENTS = torch.tensor([[0.8, 1.4, 0.1], [0.9, 0.5, 0.1], [0.2, 0.9, 1.0]], dtype=torch.float64)
 # by hand, step by step:
 #   neuron 0: u = 0.8 | 0.5*0.8+0.9 = 1.3 -> spike | soft v = 0.3: 0.5*0.3+0.2 = 0.35; hard v = 0: 0.2
-#   neuron 1: u = 1.4 -> spike | soft v = 0.4: 0.2+0.5 = 0.7; hard: 0.5 | soft 0.35+0.9 = 1.25 -> spike; hard 1.15 -> spike
+#   neuron 1: u = 1.4 -> spike | soft v = 0.4: 0.2+0.5 = 0.7; hard: 0.5 | soft 0.35+0.9 = 1.25, hard 1.15 -> spike
 #   neuron 2: u = 0.1 | 0.05+0.1 = 0.15 | 0.075+1.0 = 1.075 -> spike
 MEMBRANES = {
     "soft": [[0.8, 1.4, 0.1], [1.3, 0.7, 0.15], [0.35, 1.25, 1.075]],
@@ -98,7 +99,7 @@ def test_bptt_is_autograd_through_an_unrolled_loop(reset, detach):
 PRIMITIVES = {
     "sigmoid": lambda x, a: torch.sigmoid(a * x),
     "atan": lambda x, a: torch.atan(torch.pi / 2 * a * x) / torch.pi,
-    "triangle": lambda x, a: torch.where(x < 0, (1 + a * x) ** 2 / 2, 1 - (1 - a * x) ** 2 / 2).where(a * x.abs() < 1, (x > 0).double()),
+    "triangle": lambda x, a: (x > 0).double() - torch.sign(x) * (1 - a * x.abs()).clamp(min=0) ** 2 / 2,
     "rectangle": lambda x, a: (a * x).clamp(-0.5, 0.5),
     "fast_sigmoid": lambda x, a: x / (1 + a * x.abs()),
 }  # fmt: skip

@@ -6,11 +6,12 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from snnzoo import LIFParams, Surrogate
 from snnzoo.layers import LIF, BatchNorm2d, Conv2d, MaxPool2d, hold
 from snnzoo.models import SpikingResNet
 from snnzoo.rate import Signal
-from torch.utils._python_dispatch import TorchDispatchMode
 
 NEURONS = [(reset, detach) for reset in ("soft", "hard") for detach in (True, False)]
 

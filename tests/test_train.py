@@ -9,11 +9,12 @@ import sys
 import pytest
 import timm
 import torch
-import train_distill
-import validate
 import yaml
 from conftest import ROOT
 from safetensors.torch import save_file
+
+import train_distill
+import validate
 from snnzoo import InputError
 from snnzoo.data import write_digits
 
@@ -86,7 +87,7 @@ def test_a_run_leaves_all_that_is_promised(digits, teacher, tmp_path):
     assert [row["epoch"] for row in table] == ["0", "1"]
     wanted = {
         "train_loss", "train_task_loss", "train_kd_loss", "train_branch_1_loss", "train_branch_2_loss", "train_top1",
-        "train_images_per_s", "eval_top1", "eval_top1_1", "eval_top1_2", "eval_similarity_1", "eval_top1_ema", "lr",
+        "train_images_per_s", "eval_top1", "eval_top1_1", "eval_top1_2", "eval_similarity_1", "eval_ema_top1", "lr",
     }  # fmt: skip
     assert wanted <= set(table[0])
     checkpoint = load(folder / "last.pth.tar")

@@ -1,6 +1,7 @@
 """A frozen teacher that can be entered after any of its stages."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -112,7 +113,7 @@ class StagedTeacher(DistillationTeacher):
         entry = next(node for node in graph.nodes if node.op == "placeholder")
         output = next(node for node in graph.nodes if node.op == "output")
         ends = [entry, *calls, output.args[0]]
-        return [self._segment(entry, start, end) for start, end in zip(ends, ends[1:], strict=False)]
+        return [self._segment(entry, start, end) for start, end in pairwise(ends)]
 
     def _segment(self, entry: fx.Node, start: fx.Node, end: fx.Node) -> fx.GraphModule:
         """What the traced graph computes between two of its nodes, which must not reach back past the first."""

@@ -94,7 +94,7 @@ class ResNet(nn.Module):
     Args:
         depths: blocks of each stage.
         channels: width of each stage; the stem has the first one's.
-        stem: ``'cifar'``, a 3x3 convolution, or ``'imagenet'``, a 7x7 one of stride 2 and a 3x3 max pooling of stride 2.
+        stem: ``'cifar'``, a 3x3 convolution, or ``'imagenet'``, a 7x7 one and a 3x3 max pooling, both of stride 2.
         shortcut: ``'conv'`` or ``'pad'``, see :class:`BasicBlock`.
         num_classes: outputs of the classifier; 0 for none.
         in_chans: input channels.
@@ -115,7 +115,7 @@ class ResNet(nn.Module):
         drop_rate: float = 0.0,
         conv_layer: Callable[..., nn.Module] = nn.Conv2d,
         norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
-        act_layer: Callable[..., nn.Module] = partial(nn.ReLU, inplace=True),
+        act_layer: Callable[..., nn.Module] = nn.ReLU,
         pool_layer: Callable[..., nn.Module] = nn.MaxPool2d,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
