@@ -5,6 +5,7 @@ import logging
 import shutil
 import subprocess
 import sys
+import tarfile
 
 import pytest
 import timm
@@ -147,6 +148,18 @@ def test_an_ann_is_trained_by_the_same_script(digits, tmp_path):
     train_distill.main(options(digits, tmp_path, *extra))
     losses = [float(row["train_loss"]) for row in rows(tmp_path / "ann")]
     assert losses[-1] < losses[0]
+
+
+def test_data_in_tars_and_torchvision_folders(digits, tmp_path):
+    for split in ("train", "validation"):
+        with tarfile.open(tmp_path / f"{split}.tar", "w") as tar:
+            tar.add(digits / split, arcname=".")
+    tars = ("--train-split", "train.tar", "--val-split", "validation.tar")
+    train_distill.main(options(tmp_path, tmp_path / "out", "--experiment", "tar", *tars))
+    train_distill.main(options(digits, tmp_path / "out", "--experiment", "torch", "--dataset", "torch/image_folder"))
+    tar, folder = rows(tmp_path / "out/tar"), rows(tmp_path / "out/torch")
+    assert tar[0]["eval_top1"] == folder[0]["eval_top1"]  # the same images, in the same order
+    assert tar[0]["train_loss"] == folder[0]["train_loss"]
 
 
 def test_config_file(digits, tmp_path):
