@@ -38,12 +38,12 @@ from timm.utils.checkpoint_saver import load_checkpoint_metadata
 from tqdm import tqdm
 
 import snnzoo
-from snnzoo.data import SmallImageTransform, check_splits, open_dataset
+from snnzoo.data import AUTO_AUGMENT, SmallImageTransform, check_splits, open_dataset
 from snnzoo.distill import ALPHA_SCHEDULES, BETAS, AnnGuidedDistillationTask, create_teacher, scheduled_alpha
 from snnzoo.errors import InputError
 from snnzoo.evaluate import evaluate, logits_of
 from snnzoo.files import write_atomically
-from snnzoo.scripting import parse_with_config, run
+from snnzoo.scripting import as_input_error, open_device, parse_with_config, run
 from snnzoo.weights import create_model
 
 _logger = logging.getLogger("train")
@@ -81,8 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--reset", choices=("soft", "hard"), help="of the neuron")
     add("--model-kwargs", nargs="*", default={}, action=ParseKwargs, metavar="K=V", help="e.g. decay=0.5 threshold=1")
     add("--channels-last", help="memory layout, often faster", **flag)
-    add("--grad-checkpointing", help="less memory, more time", **flag)
-    add("--torchcompile", help="compile the student with torch.compile", **flag)
+    add("--grad-checkpointing", help="with --grad-method bptt: less memory, more time", **flag)
 
     add = parser.add_argument_group("teacher (arXiv 2503.16572)").add_argument
     add("--teacher", metavar="MODEL", help="any timm model, or hf-hub:…; none: labels alone")
@@ -98,7 +97,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("-b", "--batch-size", type=int, default=128, metavar="N")
     add("-vb", "--validation-batch-size", type=int, metavar="N")
     add("--epochs", type=int, default=300, metavar="N")
-    add("--opt", default="sgd", help="any of timm's")
+    add("--opt", default="momentum", help="any of timm's; momentum is SGD without Nesterov, sgd with")
     add("--opt-eps", type=float)
     add("--opt-betas", type=float, nargs="+")
     add("--momentum", type=float, default=0.9)
@@ -111,7 +110,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--warmup-lr", type=float, default=1e-5)
     add("--warmup-epochs", type=int, default=0, metavar="N")
     add("--cooldown-epochs", type=int, default=0, metavar="N")
-    add("--decay-epochs", type=float, default=90, metavar="N")
+    add("--decay-epochs", type=float, metavar="N", help="(default: the schedule's)")
     add("--decay-milestones", type=int, nargs="+", default=[90, 180, 270], metavar="N")
     add("--decay-rate", type=float, default=0.1)
     add("--patience-epochs", type=int, default=10, metavar="N")
@@ -147,6 +146,40 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def check_options(args) -> None:
+    """Refuse options that would do nothing beside the others."""
+    defaults = vars(make_parser().parse_args([]))
+
+    def idle(because: str, *options: str) -> None:
+        for option in options:
+            if getattr(args, option) != defaults[option]:
+                raise InputError(f"--{option.replace('_', '-')} does nothing {because}")
+
+    if not args.teacher:
+        idle("without --teacher", "teacher_checkpoint", "branches", "alpha", "alpha_schedule", "beta")
+    if args.grad_method != "bptt":
+        idle("without --grad-method bptt: rate-based backpropagation keeps no steps to save on", "grad_checkpointing")
+    if args.no_aug:
+        return
+    if args.crop_padding is None:
+        idle("without --crop-padding; for larger images use --reprob", "cutout")
+        if args.aa in AUTO_AUGMENT:
+            raise InputError(f"--aa {args.aa} needs --crop-padding; larger images take timm's policies")
+    else:
+        idle("with --crop-padding", "vflip", "color_jitter", "scale", "ratio", "train_interpolation")
+
+
+class Saver(CheckpointSaver):
+    """timm's saver; the run's options go into the file as a plain dict, which every torch loads safely."""
+
+    def __init__(self, options: dict, **kwargs):
+        super().__init__(**kwargs)
+        self.options = options
+
+    def state_dict(self, *args):
+        return super().state_dict(*args) | {"options": self.options}
+
+
 def build_student(args) -> torch.nn.Module:
     options = dict(num_steps=args.num_steps, grad_method=args.grad_method, reset=args.reset, **args.model_kwargs)
     model = create_model(
@@ -167,7 +200,8 @@ def build_student(args) -> torch.nn.Module:
 
 def build_loaders(args, model, device):
     """Training and validation loaders; the model's config is told how its images are normalised."""
-    config = resolve_data_config(vars(args), model=model)
+    with as_input_error("--input-size, --mean or --std"):
+        config = resolve_data_config(vars(args), model=model)
     config["input_size"] = (model.in_chans, *config["input_size"][1:])
     model.pretrained_cfg.update(config)
 
@@ -192,8 +226,6 @@ def build_loaders(args, model, device):
     if args.crop_padding is not None and not args.no_aug:
         size, mean = config["input_size"][1:], config["mean"][: model.in_chans]
         train.transform = SmallImageTransform(size, args.crop_padding, args.hflip, args.aa, args.cutout, mean)
-    elif args.cutout:
-        raise InputError("--cutout needs --crop-padding; for larger images use --reprob")
     if not len(loader):
         raise InputError(f"the training data has fewer images ({len(train)}) than a batch ({args.batch_size})")
     return loader, create_loader(val, batch_size=val_batch, is_training=False, **config, **shared)
@@ -207,7 +239,14 @@ def build_task(args, model, device):
     if args.channels_last:
         teacher.to(memory_format=torch.channels_last)
     task = AnnGuidedDistillationTask(
-        model, teacher, criterion, branches=args.branches.split(","), alpha=args.alpha, beta=args.beta, device=device
+        model,
+        teacher,
+        criterion,
+        branches=args.branches.split(","),
+        alpha=args.alpha,
+        beta=args.beta,
+        input_size=model.pretrained_cfg["input_size"],
+        device=device,
     )
     return task.to(device)
 
@@ -230,16 +269,20 @@ def resume(args, task, optimizer, scaler, saver, folder) -> int:
     if not Path(args.resume).is_file():
         raise InputError(f"--resume: no checkpoint file at {args.resume!r}")
     try:
-        written_by = load_checkpoint_metadata(args.resume)["args"]
+        written_by = load_checkpoint_metadata(args.resume)["saver"]["options"]
     except Exception as error:  # torn files fail in many ways
         raise InputError(
             f"--resume: {args.resume!r} is not a checkpoint of this script, or it is truncated: {error}"
         ) from error
-    for option in ("model", "teacher"):
-        theirs, ours = getattr(written_by, option), getattr(args, option)
-        if theirs != ours:
-            raise InputError(f"--resume: {args.resume!r} was written with --{option} {theirs}, this run has {ours}")
-    start_epoch = resume_task_checkpoint(task, args.resume, optimizer, scaler, log_info=False)
+    for option in ("model", "model_kwargs", "num_classes", "teacher", "branches", "opt"):
+        if written_by[option] != getattr(args, option):
+            name = option.replace("_", "-")
+            raise InputError(
+                f"--resume: {args.resume!r} was written with --{name} {written_by[option]}, this run has "
+                f"{getattr(args, option)}"
+            )
+    with as_input_error(f"--resume {args.resume}"):
+        start_epoch = resume_task_checkpoint(task, args.resume, optimizer, scaler, log_info=False)
     if task.has_ema():
         load_task_ema_checkpoint(task, args.resume)
     if folder.resolve() == Path(args.resume).resolve().parent:
@@ -267,7 +310,8 @@ def train_one_epoch(epoch, args, task, loader, optimizer, scheduler, scaler, aut
                     dispatch_clip_grad(clip["parameters"], args.clip_grad, mode=args.clip_mode)
                 optimizer.step()
             task.update_ema(epoch * len(loader) + step)
-            scheduler.step_update(epoch * len(loader) + step + 1)
+            if scheduler:
+                scheduler.step_update(epoch * len(loader) + step + 1)
 
             parts = {key: value.item() for key, value in result.items() if value.ndim == 0}
             parts["top1"] = accuracy(result["output"].detach(), target)[0].item()
@@ -288,31 +332,33 @@ def train_one_epoch(epoch, args, task, loader, optimizer, scheduler, scaler, aut
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_with_config(make_parser(), argv)
-    device = torch.device(args.device)
+    check_options(args)
+    device = open_device(args.device)
     random_seed(args.seed)
     model = build_student(args)
     train_loader, val_loader = build_loaders(args, model, device)
     task = build_task(args, model, device)
-    folder = open_run_dir(args)
-
-    optimizer = create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args))
+    with as_input_error(f"--opt {args.opt}"):
+        optimizer = create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args))
     scaler = NativeScaler(device.type) if args.amp and args.amp_dtype == "float16" else None
     autocast = nullcontext
     if args.amp:
         autocast = partial(torch.autocast, device.type, dtype=getattr(torch, args.amp_dtype))
     if args.model_ema:
         task.setup_ema(decay=args.model_ema_decay)
-    saver = CheckpointSaver(
-        model, optimizer, args, amp_scaler=scaler, checkpoint_dir=str(folder), recovery_dir=str(folder),
+    with as_input_error(f"--sched {args.sched}"):
+        scheduler, epochs = create_scheduler_v2(
+            optimizer, **scheduler_kwargs(args), updates_per_epoch=len(train_loader)
+        )
+    folder = open_run_dir(args)
+    saver = Saver(
+        vars(args), model=model, optimizer=optimizer, amp_scaler=scaler, checkpoint_dir=str(folder),
         decreasing=args.eval_metric == "loss", max_history=args.checkpoint_hist, task=task,
     )  # fmt: skip
     start_epoch = resume(args, task, optimizer, scaler, saver, folder) if args.resume else 0
-    if args.torchcompile:
-        task.compile()
-    scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=len(train_loader))
     if start_epoch >= epochs:
         raise InputError(f"nothing to do: {args.resume!r} has all of {epochs} epochs; set --epochs higher")
-    if start_epoch:
+    if start_epoch and scheduler:
         scheduler.step(start_epoch)
 
     setup_default_logging(log_path=str(folder / "train.log"))
@@ -328,6 +374,8 @@ def main(argv: list[str] | None = None) -> None:
     inspects = isinstance(task, AnnGuidedDistillationTask)
     for epoch in range(start_epoch, epochs):
         random_seed((args.seed + 1_000_003 * epoch) % 2**32)  # an epoch is the same in a run that was resumed
+        if hasattr(train_loader.dataset, "set_epoch"):
+            train_loader.dataset.set_epoch(epoch)
         if inspects:
             task.alpha = scheduled_alpha(args.alpha_schedule, args.alpha, epoch, epochs)
         train = train_one_epoch(epoch, args, task, train_loader, optimizer, scheduler, scaler, autocast)
@@ -341,7 +389,8 @@ def main(argv: list[str] | None = None) -> None:
         lr = optimizer.param_groups[0]["lr"]
         update_summary(epoch, train, val, str(summary), lr=lr)
         best, best_epoch = saver.save_checkpoint(epoch, metric)
-        scheduler.step(epoch + 1, metric)
+        if scheduler:
+            scheduler.step(epoch + 1, metric)
         hybrids = "".join(f" hybrid {key[5:]} {value:.2f}" for key, value in val.items() if key.startswith("top1_"))
         _logger.info(
             f"epoch {epoch}: train loss {train['loss']:.4f} top1 {train['top1']:.2f} {train['images_per_s']:.0f} img/s "

@@ -19,7 +19,7 @@ from snnzoo.data import open_dataset
 from snnzoo.errors import InputError
 from snnzoo.evaluate import evaluate, logits_of
 from snnzoo.files import write_atomically
-from snnzoo.scripting import parse_with_config, run
+from snnzoo.scripting import as_input_error, open_device, parse_with_config, run
 from snnzoo.weights import create_model
 
 _logger = logging.getLogger("validate")
@@ -72,12 +72,13 @@ def main(argv: list[str] | None = None) -> None:
         in_chans=args.in_chans or (args.input_size and args.input_size[0]),
         **{key: value for key, value in options.items() if value is not None},
     )
-    device = torch.device(args.device)
+    device = open_device(args.device)
     model = model.to(device).eval()
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
 
-    config = resolve_data_config(vars(args), model=model)
+    with as_input_error("--input-size, --mean or --std"):
+        config = resolve_data_config(vars(args), model=model)
     config["input_size"] = (model.in_chans, *config["input_size"][1:])
     dataset = open_dataset(
         args.dataset, args.data_dir, args.split, model.num_classes, class_map=args.class_map,

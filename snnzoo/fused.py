@@ -23,6 +23,7 @@ BACKENDS = ("auto", "compiled", "eager")
 
 _logger = logging.getLogger(__name__)
 _backend = "auto"
+_broken: set[str] = set()  # device types whose compiler failed
 
 
 def set_backend(name: str) -> None:
@@ -71,16 +72,16 @@ def _run(fn: Callable, current: Tensor, params: LIFParams):
     try:
         result = _compiled(fn)(moved.flatten(1), params)
     except Exception as error:
-        if _backend == "compiled":
+        if _backend == "compiled" or isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
             raise
-        _warn(f"compilation failed ({type(error).__name__})")
-        set_backend("eager")
+        _warn(current.device.type, f"compilation failed ({type(error).__name__})")
+        _broken.add(current.device.type)
         return fn(current, params)
     return tuple(map(restore, result)) if isinstance(result, tuple) else restore(result)
 
 
 def _compiles(device_type: str) -> bool:
-    return _backend == "compiled" or (_backend == "auto" and _has_compiler(device_type))
+    return _backend == "compiled" or (_backend == "auto" and device_type not in _broken and _has_compiler(device_type))
 
 
 @functools.cache
@@ -90,12 +91,12 @@ def _has_compiler(device_type: str) -> bool:
     else:
         found = importlib.util.find_spec("triton") is not None
     if not found:
-        _warn("no C++ compiler found" if device_type == "cpu" else "Triton not found")
+        _warn(device_type, "no C++ compiler found" if device_type == "cpu" else "Triton not found")
     return found
 
 
-def _warn(reason: str) -> None:
-    _logger.warning("%s: neurons run uncompiled, a training step takes about twice as long", reason)
+def _warn(device_type: str, reason: str) -> None:
+    _logger.warning("%s: neurons on %s run uncompiled, a training step takes longer", reason, device_type)
 
 
 @functools.cache

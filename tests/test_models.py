@@ -121,6 +121,13 @@ def test_gradient_checkpointing_changes_nothing(grad_method):
     torch.testing.assert_close(*grads)
 
 
+def test_rate_mode_keeps_no_steps_with_checkpointing():
+    model, x = small("snn_resnet20_t2")
+    model.set_grad_checkpointing()
+    model.train()(x)
+    assert model.bn1.num_batches_tracked == model.layer3[0].bn1.num_batches_tracked == 2  # one each forward
+
+
 def test_copies():
     model, x = small("snn_resnet20_t2")
     model.eval()
@@ -225,7 +232,7 @@ def test_bad_arguments(kwargs, match):
         timm.create_model("snn_resnet20_t2", **kwargs)
 
 
-@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 1, 16, 16), (2, 4, 1, 16, 16), (2, 3)])
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 1, 16, 16), (2, 4, 1, 16, 16), (2, 0, 3, 16, 16), (2, 3)])
 def test_odd_shapes(shape):
     with pytest.raises(InputError, match=r"expected images \[B, 3, H, W\] or frames \[B, T, 3, H, W\]"):
         timm.create_model("snn_resnet20_t2")(torch.randn(shape))

@@ -66,7 +66,7 @@ def taught(teacher):
 
 
 def load(path):
-    return torch.load(path, weights_only=False)
+    return torch.load(path, weights_only=True)
 
 
 def rows(folder):
@@ -124,23 +124,25 @@ def test_resumed_run_equals_uninterrupted_one(digits, teacher, tmp_path, distill
 @pytest.mark.parametrize(
     "extra",
     [
-        ("--grad-method", "bptt", "--reset", "hard"),
+        ("--grad-method", "bptt", "--reset", "hard", "--grad-checkpointing", "--sched", "none"),
         ("--branches", "none"),
         ("--branches", "stem,fc", "--alpha-schedule", "rising", "--beta", "halving"),
-        ("--in-chans", "1", "--input-size", "1", "8", "8"),
-        ("--mean", "0.3", "0.3", "0.3", "--std", "0.4", "0.4", "0.4", "--grad-checkpointing"),
+        ("--mean", "0.3", "0.3", "0.3", "--std", "0.4", "0.4", "0.4", "--clip-grad", "0.1", "--clip-mode", "agc"),
         ("--opt", "adamw", "--lr", "1e-3", "--sched", "step", "--smoothing", "0.1", "--no-aug", "--drop", "0.1"),
     ],
     ids=lambda extra: " ".join(extra[:2]),
 )
 def test_options(digits, teacher, tmp_path, extra):
-    needs_teacher = "--in-chans" not in extra
-    train_distill.main(
-        options(
-            digits, tmp_path, *(taught(teacher) if needs_teacher else ()), "--epochs", 1, "--experiment", "run", *extra
-        )
-    )
+    train_distill.main(options(digits, tmp_path, *taught(teacher), "--experiment", "run", *extra))
     assert 0 <= float(rows(tmp_path / "run")[0]["eval_top1"]) <= 100
+
+
+def test_grey_images(digits, tmp_path):
+    weights = tmp_path / "grey.safetensors"
+    save_file(timm.create_model("cifar_resnet20", in_chans=1).state_dict(), weights)
+    grey = ("--in-chans", 1, "--input-size", 1, 8, 8, "--experiment", "run")
+    train_distill.main(options(digits, tmp_path, *taught(weights), *grey))
+    assert load(tmp_path / "run/last.pth.tar")["state_dict"]["conv1.weight"].shape[1] == 1
 
 
 def test_an_ann_is_trained_by_the_same_script(digits, tmp_path):
@@ -170,6 +172,14 @@ def test_config_file(digits, tmp_path):
     assert (args.model, args.epochs, args.weight_decay) == ("snn_resnet20_t1", 2, 5e-4)
 
 
+def test_the_options_of_a_run_can_be_used_again(digits, teacher, tmp_path):
+    train_distill.main(options(digits, tmp_path, *taught(teacher), "--experiment", "run", "--mean", 0.5, "--std", 0.5))
+    again = ["-c", str(tmp_path / "run/args.yaml"), "--experiment", "again"]
+    train_distill.main(again)
+    before, after = (load(tmp_path / name / "last.pth.tar") for name in ("run", "again"))
+    torch.testing.assert_close(after["state_dict"], before["state_dict"], rtol=0, atol=0)
+
+
 def test_every_recipe_is_understood():
     recipes = sorted((ROOT / "hub_configs").glob("*/recipe.yaml"))
     assert recipes
@@ -188,6 +198,9 @@ def test_validate_measures_a_run(digits, tmp_path):
     measured = yaml.safe_load(result.read_text())
     assert measured["top1"] == pytest.approx(float(rows(tmp_path / "run")[0]["eval_top1"]))
     assert (measured["images"], measured["num_steps"]) == (40, 2)
+    refuse("has no averaged weights", [*arguments, "--use-ema"], validate.main)
+    refuse("has no sub-folder 'vaildation', .* it has train, validation", [*arguments, "--split", "vaildation"],
+           validate.main)  # fmt: skip
 
 
 # --- what must not -----------------------------------------------------------------------------------------------
@@ -221,8 +234,12 @@ def test_data_folder_missing_empty_or_wrong(digits, tmp_path):
     (tmp_path / "empty").mkdir()
     refuse("Found 0 images", options(tmp_path / "empty", tmp_path / "out"))
     refuse("has 10 classes .*set --num-classes 10", options(digits, tmp_path / "out", "--num-classes", 5))
+    shutil.copytree(digits / "train", tmp_path / "flat")
+    refuse("which overlap: put them in sub-folders", options(tmp_path / "flat", tmp_path / "out"))
     shutil.copytree(digits / "train", tmp_path / "half/train")
-    refuse("which overlap: put them in sub-folders", options(tmp_path / "half", tmp_path / "out"))
+    refuse("has no sub-folder 'validation'", options(tmp_path / "half", tmp_path / "out"))
+    few = ("--dataset", "torch/image_folder", "--num-classes", 5)
+    refuse("has 10 classes .*set --num-classes 10", options(digits, tmp_path / "out", *few))
     shutil.copytree(digits / "validation/0", tmp_path / "half/validation/zero")
     refuse("name different classes", options(tmp_path / "half", tmp_path / "out"))
     refuse("fewer images", options(digits, tmp_path / "out", "--batch-size", 100))
@@ -263,6 +280,8 @@ def test_a_run_is_never_overwritten(digits, teacher, tmp_path):
            options(digits, tmp_path, "--epochs", 2, "--resume", last, *taught(teacher)))  # fmt: skip
     refuse("written with --model snn_resnet20_t2, this run has snn_resnet20_t1",
            [*options(digits, tmp_path, "--epochs", 2, "--resume", last), "--model", "snn_resnet20_t1"])  # fmt: skip
+    refuse("written with --opt momentum, this run has adamw",
+           options(digits, tmp_path, "--epochs", 2, "--resume", last, "--opt", "adamw"))  # fmt: skip
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
@@ -272,6 +291,12 @@ def test_bad_config(digits, tmp_path):
         ("beta: quarter", r"beta must be one of \['uniform', 'halving'\], got 'quarter'"),
         ("- a\n- b", "must hold 'option: value' lines"),
         ("a: [", "cannot be read"),
+        ("epochs: 1.5", "epochs must be one int, got 1.5"),
+        ("amp: 1", "amp must be true or false, got 1"),
+        ("mean: 0.5", "mean must be a list of float, got 0.5"),
+        ("branches: [stem, 1]", "branches must be one str, got"),
+        ("model_kwargs: decay=1", "model_kwargs must be a mapping, got 'decay=1'"),
+        ("1: 2", "there is no option 1"),
     ]:
         (tmp_path / "bad.yaml").write_text(text)
         refuse(match, ["-c", str(tmp_path / "bad.yaml")])
@@ -281,12 +306,24 @@ def test_bad_config(digits, tmp_path):
 def test_options_that_do_not_go_together(digits, teacher, tmp_path):
     run = options(digits, tmp_path)
     at = run.index("--crop-padding")
-    refuse("--cutout needs --crop-padding", [*run[:at], *run[at + 2 :], "--cutout", "4"])
+    plain = [*run[:at], *run[at + 2 :]]
+    refuse("--cutout does nothing without --crop-padding", [*plain, "--cutout", "4"])
+    refuse("--aa cifar10 needs --crop-padding", [*plain, "--aa", "cifar10"])
+    refuse("--vflip does nothing with --crop-padding", [*run, "--vflip", "0.5"])
+    refuse("--teacher-checkpoint does nothing without --teacher", [*run, "--teacher-checkpoint", "x.pth"])
+    refuse("--alpha does nothing without --teacher", [*run, "--alpha", "0.7"])
+    refuse("--grad-checkpointing does nothing without --grad-method bptt", [*run, "--grad-checkpointing"])
+    refuse("--opt nonsense does not fit", [*run, "--opt", "nonsense"])
+    refuse("--sched nonsense does not fit", [*run, "--sched", "nonsense"])
+    refuse("--input-size, --mean or --std does not fit", [*run, "--mean", "0.1", "0.2"])
+    refuse("--device nonsense does not fit", [*run, "--device", "nonsense"])
+    refuse("model 'snn_resnet20_t2'", [*run, "--model-kwargs", "decay=abc"])
     refuse("as many widths as depths, got depths", [*run, "--model", "snn_resnet18_t1"])
     refuse("policy 'original' is not for padded crops", options(digits, tmp_path, "--aa", "original"))
     refuse("branches: no '7'", options(digits, tmp_path, *taught(teacher), "--branches", "7"))
     refuse("alpha must lie in", options(digits, tmp_path, *taught(teacher), "--alpha", "2"))
     refuse("nothing to measure", ["--model", "cifar_resnet20"], validate.main)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
 def test_an_error_is_one_line(tmp_path):

@@ -7,6 +7,8 @@ from timm.data import create_dataset
 
 from snnzoo.errors import InputError
 
+_SPLIT_NAMES = ("train", "training", "val", "validation", "test", "eval")
+
 
 def open_dataset(name: str, root: str | None, split: str, num_classes: int, **kwargs: Any):
     """``timm.data.create_dataset``, checked.
@@ -28,6 +30,11 @@ def open_dataset(name: str, root: str | None, split: str, num_classes: int, **kw
         dataset = create_dataset(name, root=root, split=split, **kwargs)
     except Exception as error:  # every reader has its own
         raise InputError(f"{where}, split {split!r}: {error or type(error).__name__}") from error
+    if _root(dataset) == root and any((Path(root) / name).is_dir() for name in _SPLIT_NAMES):
+        raise InputError(
+            f"{where} has no sub-folder {split!r}, and without one all of it would be read; it has "
+            f"{', '.join(sorted(path.name for path in Path(root).iterdir() if path.is_dir()))}"
+        )
     classes = class_names(dataset)
     if len(classes) > num_classes:
         raise InputError(
@@ -39,8 +46,14 @@ def open_dataset(name: str, root: str | None, split: str, num_classes: int, **kw
 
 def class_names(dataset) -> list[str]:
     """Names of the dataset's classes by label; empty where its reader does not know them."""
-    mapping = getattr(getattr(dataset, "reader", None), "class_to_idx", None) or {}
+    mapping = getattr(getattr(dataset, "reader", dataset), "class_to_idx", None) or {}
     return sorted(mapping, key=mapping.get)
+
+
+def _root(dataset) -> str | None:
+    """The folder that a folder dataset reads, None for other kinds."""
+    samples_from_files = hasattr(dataset, "reader") or hasattr(dataset, "imgs")
+    return getattr(getattr(dataset, "reader", dataset), "root", None) if samples_from_files else None
 
 
 def check_splits(train, validation) -> None:
@@ -48,7 +61,7 @@ def check_splits(train, validation) -> None:
 
     timm reads the whole folder where it finds no sub-folder for a split.
     """
-    roots = [getattr(getattr(dataset, "reader", None), "root", None) for dataset in (train, validation)]
+    roots = [_root(dataset) for dataset in (train, validation)]
     if all(roots):
         a, b = (Path(root).resolve() for root in roots)
         if a == b or a in b.parents or b in a.parents:

@@ -6,12 +6,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.task import DistillationTeacher, TrainingTask, create_classification_loss
+from timm.data.loader import adapt_to_chs
+from timm.task import TrainingTask, create_classification_loss
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from snnzoo.distill.adapter import Adapter
-from snnzoo.distill.teacher import StagedTeacher, probe_model
+from snnzoo.distill.teacher import FrozenTeacher, StagedTeacher
 from snnzoo.errors import InputError
 
 ALPHA_SCHEDULES = ("fixed", "rising", "falling")
@@ -80,7 +81,7 @@ class AnnGuidedDistillationTask(TrainingTask):
         alpha: weight of the teacher against the labels, in [0, 1]; may be changed later.
         beta: weights of the branches: ``'uniform'`` (1 / number of branches) or ``'halving'`` (1 / 2^(n - k)).
         input_size: ``(C, H, W)`` of the images; the student's ``pretrained_cfg`` says by default.
-        device, dtype, verbose: as for every timm task.
+        device, dtype, verbose: as for every timm task; the device is the student's by default.
 
     Raises:
         InputError: an option outside its range, teacher and student differ in classes, the teacher cannot be split,
@@ -100,6 +101,7 @@ class AnnGuidedDistillationTask(TrainingTask):
         dtype: torch.dtype | None = None,
         verbose: bool = True,
     ):
+        device = device or next(student_model.parameters()).device
         super().__init__(device=device, dtype=dtype, verbose=verbose)
         if not 0 <= alpha <= 1:
             raise InputError(f"alpha must lie in [0, 1], got {alpha!r}")
@@ -111,7 +113,9 @@ class AnnGuidedDistillationTask(TrainingTask):
             )
         self.alpha = alpha
         self.criterion = criterion or create_classification_loss()
-        input_size = tuple(input_size or student_model.pretrained_cfg["input_size"])
+        cfg = student_model.pretrained_cfg
+        input_size = tuple(input_size or (student_model.in_chans, *cfg["input_size"][1:]))
+        student_model, teacher_model = student_model.to(self.device), teacher_model.to(self.device)
 
         student_points = [point["module"] for point in student_model.feature_info]
         names = ["stem", *(str(k) for k in range(1, len(student_points) - 1)), "fc"]
@@ -132,8 +136,7 @@ class AnnGuidedDistillationTask(TrainingTask):
                 for name, index in self._enters.items()
             }
         else:
-            probe_model(teacher_model, input_size)
-            self.teacher = DistillationTeacher(teacher_model).requires_grad_(False).to(self.device)
+            self.teacher = FrozenTeacher(teacher_model, input_size).to(self.device)
             self._enters, adapters = {}, {}
         depth = len(names) - 1
         self.betas = {
@@ -142,16 +145,10 @@ class AnnGuidedDistillationTask(TrainingTask):
         indices = {name: names.index(name) for name in chosen}
         self.trainable_module = StudentWithAdapters(student_model, adapters, indices).to(self.device)
 
-        cfg = student_model.pretrained_cfg
         for key, default in (("mean", IMAGENET_DEFAULT_MEAN), ("std", IMAGENET_DEFAULT_STD)):
-            value = torch.tensor(cfg.get(key) or default, device=self.device, dtype=self.dtype)
-            self.register_buffer(f"student_{key}", value.view(1, -1, 1, 1), persistent=False)
-
-    def train(self, mode: bool = True) -> "AnnGuidedDistillationTask":
-        """Training mode for the student and the adapters; the teacher stays in evaluation mode."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
+            value = adapt_to_chs(cfg.get(key) or default, input_size[0])
+            value = torch.tensor(value, device=self.device, dtype=self.dtype).view(1, -1, 1, 1)
+            self.register_buffer(f"student_{key}", value, persistent=False)
 
     def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any) -> "AnnGuidedDistillationTask":
         """Wrap what is trained in DistributedDataParallel."""
@@ -160,12 +157,11 @@ class AnnGuidedDistillationTask(TrainingTask):
         )
         return self
 
-    def compile(self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any) -> nn.Module:
-        """Compile the training forward and the student's; returns the latter."""
-        options = dict(backend=backend, mode=mode, **compile_kwargs)
-        self.eval_model = torch.compile(self.trainable_module.student, **options)
-        self.trainable_module = torch.compile(self.trainable_module, **options)
-        return self.eval_model
+    def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
+        """The student's parameters (without its classifier if ``exclude_head``) and the adapters'."""
+        trainable = unwrap_model(self.trainable_module)
+        student = list(trainable.student.parameters())
+        return (student[:-2] if exclude_head else student) + list(trainable.adapters.parameters())
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
         """The student alone."""

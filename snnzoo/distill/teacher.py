@@ -5,6 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from timm.data.loader import adapt_to_chs
 from timm.task import DistillationTeacher
 from torch import Tensor, fx, nn
 
@@ -26,7 +27,10 @@ def create_teacher(name: str, num_classes: int, in_chans: int = 3, checkpoint: s
     """
     if checkpoint:
         return create_model(name, checkpoint, num_classes=num_classes, in_chans=in_chans)
-    model = create_model(name, pretrained=True, in_chans=in_chans)
+    try:
+        model = create_model(name, pretrained=True, in_chans=in_chans)
+    except OSError as error:  # huggingface_hub's and requests' errors are OSErrors
+        raise InputError(f"the weights of teacher {name!r} could not be had from the Hub: {error}") from error
     if model.num_classes != num_classes:
         raise InputError(
             f"teacher {name!r} was trained on {model.num_classes} classes, the student has {num_classes}: "
@@ -55,7 +59,36 @@ def probe_model(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[Ten
         raise InputError(f"teacher {model_name(model)!r} does not take images of size {input_size}: {error}") from error
 
 
-class StagedTeacher(DistillationTeacher):
+class FrozenTeacher(DistillationTeacher):
+    """A teacher that stays in evaluation mode, gets no gradients, and normalises as many channels as it takes.
+
+    Args:
+        model: any timm model with weights.
+        input_size: ``(C, H, W)`` of the images it will see.
+
+    Raises:
+        InputError: the model does not take images of that size.
+    """
+
+    def __init__(self, model: nn.Module, input_size: tuple[int, int, int]):
+        super().__init__(model)
+        self.requires_grad_(False)
+        self._probe = probe_model(model, input_size)
+        for name in ("mean_kd", "std_kd"):
+            value = adapt_to_chs(getattr(self, name).flatten().tolist(), input_size[0])
+            self.register_buffer(name, torch.tensor(value).view(1, -1, 1, 1), persistent=False)
+
+    def train(self, mode: bool = True) -> "FrozenTeacher":
+        """Stays in evaluation mode whatever is asked for."""
+        return super().train(False)
+
+    def normalize_input(self, *args, **kwargs) -> Tensor:
+        """As timm's. Every use of the teacher begins here, so here it is made sure of its mode."""
+        self.model.eval()
+        return super().normalize_input(*args, **kwargs)
+
+
+class StagedTeacher(FrozenTeacher):
     """A frozen network cut at the boundaries that its ``feature_info`` names.
 
     The forward of the network is traced down to those boundary modules and no further, and cut into segments; a batch
@@ -75,8 +108,7 @@ class StagedTeacher(DistillationTeacher):
     """
 
     def __init__(self, model: nn.Module, input_size: tuple[int, int, int]):
-        super().__init__(model)
-        self.requires_grad_(False)
+        super().__init__(model, input_size)
         self.name = model_name(model)
         info = getattr(model, "feature_info", None) or []
         self.points = [point["module"] for point in info]
@@ -84,11 +116,7 @@ class StagedTeacher(DistillationTeacher):
             raise self._refusal("it has no feature_info")
         # Kept as a plain list: the segments share the model's own modules, which are registered once.
         self._segments = self._cut()
-        self.feature_shapes = self._prove(input_size, [point["num_chs"] for point in info])
-
-    def train(self, mode: bool = True) -> "StagedTeacher":
-        """Stays in evaluation mode whatever is asked for."""
-        return super().train(False)
+        self.feature_shapes = self._prove([point["num_chs"] for point in info])
 
     def _refusal(self, reason: str) -> InputError:
         return InputError(
@@ -135,8 +163,8 @@ class StagedTeacher(DistillationTeacher):
         return fx.GraphModule(self.model, segment)
 
     @torch.no_grad()
-    def _prove(self, input_size: tuple[int, int, int], channels: list[int]) -> list[tuple[int, int, int]]:
-        probe, expected = probe_model(self.model, input_size)
+    def _prove(self, channels: list[int]) -> list[tuple[int, int, int]]:
+        probe, expected = self._probe
         features, _ = self.forward_features(probe)
         for index, (point, feature, num_chs) in enumerate(zip(self.points, features, channels, strict=True)):
             if feature.ndim != 4 or feature.shape[1] != num_chs:

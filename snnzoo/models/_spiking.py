@@ -47,7 +47,7 @@ class SpikingModel(nn.Module):
         Raises:
             InputError: ``x`` has another number of axes or channels.
         """
-        if x.ndim not in (4, 5) or x.shape[-3] != self.in_chans:
+        if x.ndim not in (4, 5) or x.shape[-3] != self.in_chans or 0 in x.shape:
             c = self.in_chans
             raise InputError(
                 f"input of shape {tuple(x.shape)}: expected images [B, {c}, H, W] or frames [B, T, {c}, H, W]; "

@@ -171,7 +171,11 @@ class ResNet(nn.Module):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory: run each block's forward again in the backward pass."""
+        """Trade time for memory: run each block's forward again in the backward pass.
+
+        Rate-based backpropagation takes no part in it: it keeps only rates, and a block run again would have to keep
+        the spikes of every step that enter it.
+        """
         self.grad_checkpointing = enable
 
     @torch.jit.ignore
@@ -202,7 +206,7 @@ class ResNet(nn.Module):
     def forward_stage(self, x: TimeSeries, index: int) -> TimeSeries:
         """One stage, counted from 0."""
         stage = getattr(self, self.stage_names[index])
-        if self.grad_checkpointing and self.training:
+        if self.grad_checkpointing and self.training and not isinstance(x, Signal):
             return checkpoint_seq(stage, x)
         return stage(x)
 
