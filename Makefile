@@ -15,12 +15,14 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# A system python3 may lack the venv module; virtualenv does the same.
+# A system python3 may lack the venv module; virtualenv, put in a folder of its own, does the same.
 $(VENV)/.installed: pyproject.toml
 	@echo "Installing into $(VENV): torch and its CUDA libraries are several GB, this takes a few minutes."
-	$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m pip install --user virtualenv && $(PYTHON) -m virtualenv $(VENV); }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV) && \
+	  $(PYTHON) -m pip install --quiet --target $(VENV)-bootstrap virtualenv && \
+	  PYTHONPATH=$(VENV)-bootstrap $(PYTHON) -m virtualenv --quiet $(VENV); }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[onnx,test]'
 	@touch $@
 
 clean:
-	rm -rf $(VENV) output build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-bootstrap output build dist *.egg-info

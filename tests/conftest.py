@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -28,5 +29,7 @@ def compiled():
         pytest.skip("no C++ compiler on this machine")
     before = fused._backend
     fused.set_backend("compiled")
-    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch.compile's own, other ones in each version
+        yield
     fused.set_backend(before)
