@@ -12,7 +12,6 @@ import argparse
 import logging
 import time
 from contextlib import nullcontext
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -21,10 +20,9 @@ import yaml
 from timm.data import create_loader, resolve_data_config
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
-from timm.task import ClassificationTask, load_task_ema_checkpoint, resume_task_checkpoint
+from timm.task import ClassificationTask
 from timm.utils import (
     AverageMeter,
-    CheckpointSaver,
     NativeScaler,
     ParseKwargs,
     accuracy,
@@ -34,7 +32,6 @@ from timm.utils import (
     trim_summary,
     update_summary,
 )
-from timm.utils.checkpoint_saver import load_checkpoint_metadata
 from tqdm import tqdm
 
 import snnzoo
@@ -43,7 +40,8 @@ from snnzoo.distill import ALPHA_SCHEDULES, BETAS, AnnGuidedDistillationTask, cr
 from snnzoo.errors import InputError
 from snnzoo.evaluate import evaluate, logits_of
 from snnzoo.files import write_atomically
-from snnzoo.scripting import as_input_error, open_device, parse_with_config, run
+from snnzoo.runs import Saver, open_run_dir, resume
+from snnzoo.scripting import as_input_error, model_kwargs, open_device, parse_with_config, run
 from snnzoo.weights import create_model
 
 _logger = logging.getLogger("train")
@@ -169,19 +167,7 @@ def check_options(args) -> None:
         idle("with --crop-padding", "vflip", "color_jitter", "scale", "ratio", "train_interpolation")
 
 
-class Saver(CheckpointSaver):
-    """timm's saver; the run's options go into the file as a plain dict, which every torch loads safely."""
-
-    def __init__(self, options: dict, **kwargs):
-        super().__init__(**kwargs)
-        self.options = options
-
-    def state_dict(self, *args):
-        return super().state_dict(*args) | {"options": self.options}
-
-
 def build_student(args) -> torch.nn.Module:
-    options = dict(num_steps=args.num_steps, grad_method=args.grad_method, reset=args.reset, **args.model_kwargs)
     model = create_model(
         args.model,
         args.initial_checkpoint,
@@ -189,7 +175,10 @@ def build_student(args) -> torch.nn.Module:
         num_classes=args.num_classes,
         in_chans=args.in_chans or (args.input_size and args.input_size[0]),
         drop_rate=args.drop,
-        **{key: value for key, value in options.items() if value is not None},
+        num_steps=args.num_steps,
+        grad_method=args.grad_method,
+        reset=args.reset,
+        **model_kwargs(args),
     )
     if args.grad_checkpointing:
         model.set_grad_checkpointing()
@@ -249,45 +238,6 @@ def build_task(args, model, device):
         device=device,
     )
     return task.to(device)
-
-
-def open_run_dir(args) -> Path:
-    """The run's folder; never one that holds another run."""
-    name = args.experiment or f"{datetime.now():%Y%m%d-%H%M%S}-{args.model.replace('/', '_')}"
-    own = args.resume and not args.experiment
-    folder = Path(args.resume).parent if own else Path(args.output) / name
-    goes_on = args.resume and folder.resolve() == Path(args.resume).resolve().parent
-    if not goes_on and any(folder.glob("*.pth.tar")):
-        raise InputError(f"folder {str(folder)!r} holds another run's checkpoints; resume it with --resume, or choose "
-                         f"another --experiment")  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def resume(args, task, optimizer, scaler, saver, folder) -> int:
-    """Restore everything from a checkpoint; returns the epoch to go on with."""
-    if not Path(args.resume).is_file():
-        raise InputError(f"--resume: no checkpoint file at {args.resume!r}")
-    try:
-        written_by = load_checkpoint_metadata(args.resume)["saver"]["options"]
-    except Exception as error:  # torn files fail in many ways
-        raise InputError(
-            f"--resume: {args.resume!r} is not a checkpoint of this script, or it is truncated: {error}"
-        ) from error
-    for option in ("model", "model_kwargs", "num_classes", "teacher", "branches", "opt"):
-        if written_by[option] != getattr(args, option):
-            name = option.replace("_", "-")
-            raise InputError(
-                f"--resume: {args.resume!r} was written with --{name} {written_by[option]}, this run has "
-                f"{getattr(args, option)}"
-            )
-    with as_input_error(f"--resume {args.resume}"):
-        start_epoch = resume_task_checkpoint(task, args.resume, optimizer, scaler, log_info=False)
-    if task.has_ema():
-        load_task_ema_checkpoint(task, args.resume)
-    if folder.resolve() == Path(args.resume).resolve().parent:
-        saver.load_state_dict_from_checkpoint(args.resume)
-    return start_epoch
 
 
 def train_one_epoch(epoch, args, task, loader, optimizer, scheduler, scaler, autocast) -> dict[str, float]:

@@ -19,7 +19,7 @@ from snnzoo.data import open_dataset
 from snnzoo.errors import InputError
 from snnzoo.evaluate import evaluate, logits_of
 from snnzoo.files import write_atomically
-from snnzoo.scripting import as_input_error, open_device, parse_with_config, run
+from snnzoo.scripting import as_input_error, model_kwargs, open_device, parse_with_config, run
 from snnzoo.weights import create_model
 
 _logger = logging.getLogger("validate")
@@ -63,14 +63,15 @@ def main(argv: list[str] | None = None) -> None:
     setup_default_logging()
     if not args.checkpoint and not args.pretrained:
         raise InputError("nothing to measure: give --checkpoint FILE or --pretrained")
-    options = dict(num_steps=args.num_steps, num_classes=args.num_classes, **args.model_kwargs)
     model = create_model(
         args.model,
         args.checkpoint,
         use_ema=args.use_ema,
         pretrained=args.pretrained,
         in_chans=args.in_chans or (args.input_size and args.input_size[0]),
-        **{key: value for key, value in options.items() if value is not None},
+        num_classes=args.num_classes,
+        num_steps=args.num_steps,
+        **model_kwargs(args),
     )
     device = open_device(args.device)
     model = model.to(device).eval()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from timm.utils import ParseKwargs
 
-from snnzoo.scripting import run
+from snnzoo.scripting import model_kwargs, run
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -33,13 +33,14 @@ def _export_onnx(args: argparse.Namespace) -> None:
     from snnzoo.export.onnx import export_onnx
     from snnzoo.weights import create_model
 
-    options = dict(num_steps=args.num_steps, num_classes=args.num_classes, **args.model_kwargs)
     model = create_model(
         args.model,
         args.checkpoint,
         pretrained=args.pretrained,
         in_chans=args.in_chans or (args.input_size and args.input_size[0]),
-        **{key: value for key, value in options.items() if value is not None},
+        num_classes=args.num_classes,
+        num_steps=args.num_steps,
+        **model_kwargs(args),
     )
     print(json.dumps(export_onnx(model, args.output, args.input_size), indent=2))
 

@@ -5,6 +5,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -73,6 +74,18 @@ def _converted(action: argparse.Action, value):
         return [convert(str(item)) for item in value] if isinstance(value, list) else convert(str(value))
     except ValueError as error:
         raise ValueError(expected) from error
+
+
+def model_kwargs(args: argparse.Namespace) -> dict[str, Any]:
+    """What ``--model-kwargs`` adds to the options that have a name of their own.
+
+    Raises:
+        InputError: it repeats one of them.
+    """
+    for key in args.model_kwargs:
+        if hasattr(args, key):
+            raise InputError(f"--model-kwargs {key}=…: use --{key.replace('_', '-')}")
+    return args.model_kwargs
 
 
 @contextlib.contextmanager

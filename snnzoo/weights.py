@@ -22,7 +22,7 @@ def create_model(name: str, checkpoint: str | Path | None = None, use_ema: bool 
         name: a model's name, with a tag or not, or timm's ``hf-hub:…`` and ``local-dir:…`` forms.
         checkpoint: file to load weights from, see :func:`load_weights`.
         use_ema: take the checkpoint's averaged weights.
-        **kwargs: as for ``timm.create_model``.
+        **kwargs: as for ``timm.create_model``; those that are None are left out.
 
     Raises:
         InputError: no such model, an argument it does not take, or no pretrained weights.

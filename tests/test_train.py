@@ -317,6 +317,7 @@ def test_options_that_do_not_go_together(digits, teacher, tmp_path):
     refuse("--sched nonsense does not fit", [*run, "--sched", "nonsense"])
     refuse("--input-size, --mean or --std does not fit", [*run, "--mean", "0.1", "0.2"])
     refuse("--device nonsense does not fit", [*run, "--device", "nonsense"])
+    refuse("--model-kwargs num_steps=…: use --num-steps", [*run, "--model-kwargs", "num_steps=3"])
     refuse("model 'snn_resnet20_t2'", [*run, "--model-kwargs", "decay=abc"])
     refuse("as many widths as depths, got depths", [*run, "--model", "snn_resnet18_t1"])
     refuse("policy 'original' is not for padded crops", options(digits, tmp_path, "--aa", "original"))
