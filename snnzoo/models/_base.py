@@ -146,6 +146,7 @@ class StagedNet(nn.Module):
         self.final_act = layers.act() if final_act else nn.Identity()
 
         self.num_features = width
+        self.head_fc = nn.Identity()
         self.head_act = layers.act() if head_width else nn.Identity()
         self._make_head(num_classes, global_pool, dd)
         for module in self.modules():
@@ -160,7 +161,7 @@ class StagedNet(nn.Module):
             self.head_fc = nn.Identity()
             return
         # The hidden layer is a feature, not the classifier: it stays where its input keeps its size.
-        if getattr(getattr(self, "head_fc", None), "in_features", None) != self.head_hidden_size:
+        if getattr(self.head_fc, "in_features", None) != self.head_hidden_size:
             self.head_fc = self._linear(self.head_hidden_size, self.head_width, **dd)
         _, self.fc = create_classifier(self.head_width, num_classes, **dd)
         self.head_hidden_size = self.head_width

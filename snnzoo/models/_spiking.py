@@ -3,7 +3,7 @@
 from functools import partial
 
 import torch.fx
-from timm.layers import register_notrace_module
+from timm.layers import SelectAdaptivePool2d, register_notrace_module
 from torch import Tensor, nn
 
 from snnzoo import layers
@@ -18,7 +18,7 @@ GRAD_METHODS = ("rate", "bptt")
 # torch.fx is to see the layers and functions that know about time as wholes.
 for _layer in (layers.Conv2d, layers.BatchNorm2d, layers.MaxPool2d, layers.Linear, layers.DropPath, LIF):
     register_notrace_module(_layer)
-for _function in ("encode", "hold", "spatial", "to_rate"):
+for _function in ("encode", "hold", "pool_steps", "to_rate"):
     torch.fx.wrap(_function)
 
 
@@ -47,6 +47,11 @@ def encode(x: Tensor, in_chans: int, num_steps: int, as_signal: bool) -> tuple[T
     if as_signal:
         return Signal(steps.detach(), time_mean(steps)), num_steps
     return steps, num_steps
+
+
+def pool_steps(x: TimeSeries, pool_type: str) -> TimeSeries:
+    """Global pooling at every step: ``[T, B, C, H, W]`` to ``[T, B, F]``. One that is not linear acts on the rates."""
+    return spatial(x, SelectAdaptivePool2d(pool_type=pool_type, flatten=True))
 
 
 class SpikingModel(nn.Module):
@@ -131,4 +136,4 @@ class SpikingModel(nn.Module):
     def forward_pool(self, x: TimeSeries) -> Tensor:
         if not self.has_hidden_head:
             return self.global_pool(to_rate(x))
-        return to_rate(self.head_act(self.head_fc(spatial(x, self.global_pool))))
+        return to_rate(self.head_act(self.head_fc(pool_steps(x, self.global_pool.pool_type))))

@@ -8,9 +8,9 @@ Source: "Deep Residual Learning in Spiking Neural Networks" (arXiv 2102.04159).
 from collections.abc import Sequence
 from functools import partial
 
-import torch.fx
+from timm.layers import register_notrace_module
 from timm.models import generate_default_cfgs
-from torch import Tensor
+from torch import Tensor, nn
 
 from snnzoo.errors import InputError
 from snnzoo.layers import TimeSeries, elementwise
@@ -21,9 +21,11 @@ from snnzoo.models._convert import checkpoint_filter_fn
 from snnzoo.models._registry import build, register_entry, with_steps
 from snnzoo.models._spiking import SpikingModel
 
-__all__ = ["SEWBlock", "SpikingSEWResNet", "checkpoint_filter_fn"]
+__all__ = ["Connect", "SEWBlock", "SpikingSEWResNet", "checkpoint_filter_fn"]
 
-torch.fx.wrap("elementwise")
+
+def _add(branch: Tensor, shortcut: Tensor) -> Tensor:
+    return branch + shortcut
 
 
 def _and(branch: Tensor, shortcut: Tensor) -> Tensor:
@@ -34,31 +36,51 @@ def _iand(branch: Tensor, shortcut: Tensor) -> Tensor:
     return (1 - branch) * shortcut
 
 
-_PRODUCTS = {"and": _and, "iand": _iand}
+CONNECTS = {"add": _add, "and": _and, "iand": _iand}
+
+
+@register_notrace_module
+class Connect(nn.Module):
+    """Branch A and shortcut S, spike by spike: ``'add'``: A + S; ``'and'``: A S; ``'iand'``: (1 - A) S.
+
+    Raises:
+        InputError: another name.
+    """
+
+    def __init__(self, name: str):
+        super().__init__()
+        check_choice("connect", name, tuple(CONNECTS))
+        self.name = name
+
+    def forward(self, branch: TimeSeries, shortcut: TimeSeries) -> TimeSeries:
+        return elementwise(CONNECTS[self.name], branch, shortcut)
+
+    def extra_repr(self) -> str:
+        return self.name
 
 
 class SEWBlock(ResidualBlock):
     """conv-BN-LIF twice (or three times), then ``connect`` with the shortcut, conv-BN-LIF itself where shapes change.
 
     Args:
-        connect: with branch A and shortcut S, ``'add'``: A + S; ``'and'``: A S; ``'iand'``: (1 - A) S.
+        connect: see :class:`Connect`.
         **kwargs: as for :class:`~snnzoo.models._blocks.ResidualBlock`.
     """
 
     def __init__(self, *args, connect: str, **kwargs):
         super().__init__(*args, shortcut_act=True, **kwargs)
-        self.connect = connect
+        self.connect = Connect(connect)
+        if connect == "and":
+            # Products of rates vanish with depth. A branch that always fires lets the shortcut through (section 4.2).
+            _, bn, act = self.units()[-1]
+            nn.init.zeros_(bn.weight)
+            nn.init.constant_(bn.bias, act.params.threshold)
 
     def forward(self, x: TimeSeries) -> TimeSeries:
         shortcut = self.forward_shortcut(x)
         for conv, bn, act in self.units():
             x = act(bn(conv(x)))
-        if self.connect == "add":
-            return self.drop_path(x) + shortcut
-        return elementwise(_PRODUCTS[self.connect], x, shortcut)
-
-    def extra_repr(self) -> str:
-        return f"connect={self.connect}"
+        return self.connect(self.drop_path(x), shortcut)
 
 
 class SpikingSEWResNet(SpikingModel, StagedNet):
@@ -66,7 +88,7 @@ class SpikingSEWResNet(SpikingModel, StagedNet):
 
     Args:
         depths, channels: blocks and output width of each stage.
-        connect: ``'add'``, ``'and'`` or ``'iand'``, see :class:`SEWBlock`.
+        connect: ``'add'``, ``'and'`` or ``'iand'``, see :class:`Connect`.
         bottleneck: three convolutions in a block instead of two, as from ResNet-50 on.
         **kwargs: as for :class:`~snnzoo.models._spiking.SpikingModel`.
 
@@ -83,7 +105,6 @@ class SpikingSEWResNet(SpikingModel, StagedNet):
         drop_path_rate: float = 0.0,
         **kwargs,
     ):
-        check_choice("connect", connect, ("add", *_PRODUCTS))
         if drop_path_rate and connect != "add":
             raise InputError(f"drop_path_rate needs connect='add', got connect={connect!r}: a product is not dropped")
         block = partial(SEWBlock, connect=connect, bottleneck=bottleneck)
