@@ -45,7 +45,9 @@ SAME_SHAPE += [(depth, f"snn_sew_resnet{depth}_t1", {}) for depth in (18, 34, 50
 @pytest.mark.parametrize(("depth", "name", "kwargs"), SAME_SHAPE)
 def test_an_ann_initialises_every_family(source, depth, name, kwargs):
     with torch.device("meta"):
-        ann = timm.create_model(f"resnet{depth}") if source == "timm" else getattr(torchvision.models, f"resnet{depth}")()
+        ann = (
+            timm.create_model(f"resnet{depth}") if source == "timm" else getattr(torchvision.models, f"resnet{depth}")()
+        )
     model = timm.create_model(name, num_classes=1000, device="meta", **kwargs)
     weights = checkpoint_filter_fn(ann.state_dict(), model)
     assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in weights.items()}
@@ -199,7 +201,12 @@ LAYOUTS = [
     ("snn_resnet19_t2", ratebp_resnet, "conv0.0.weight", "classifier.2.bias"),
     ("snn_sew_resnet18_t2", ratebp_sew, "convNeuron1.0.bias", "layer2.0.downsample.0.bias"),
     ("snn_preact_resnet18_t2", with_biases, "conv1.bias", "layer2.0.conv2.bias"),
-    ("snn_sew_resnet50_t2", original_sew, "layer1.0.conv3.module.1.running_var", "layer1.0.downsample.0.module.0.weight"),
+    (
+        "snn_sew_resnet50_t2",
+        original_sew,
+        "layer1.0.conv3.module.1.running_var",
+        "layer1.0.downsample.0.module.0.weight",
+    ),
 ]
 
 

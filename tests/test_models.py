@@ -23,7 +23,11 @@ SPIKING = timm.list_models("snn_*")
 ANNS = timm.list_models("cifar_*")
 ALL = SPIKING + ANNS
 # Of each architecture one: for what costs seconds and does not depend on the default number of steps.
-ARCHITECTURES = [name for name in SPIKING if name.endswith("_t2")] + ["cifar_resnet18", "cifar_resnet19", "cifar_resnet20"]
+ARCHITECTURES = [name for name in SPIKING if name.endswith("_t2")] + [
+    "cifar_resnet18",
+    "cifar_resnet19",
+    "cifar_resnet20",
+]
 IN1K = ["snn_resnet34", "snn_preact_resnet18", "snn_preact_resnet34"]
 IN1K += [f"snn_sew_resnet{depth}" for depth in (18, 34, 50)]
 RECIPES = {

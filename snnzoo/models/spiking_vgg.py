@@ -25,7 +25,14 @@ class ConvBlock(nn.Module):
     """conv-BN-LIF; the arguments are those of every block, see :class:`~snnzoo.models._base.StagedNet`."""
 
     def __init__(
-        self, in_chs: int, out_chs: int, stride: int, dilation: int, first_dilation: int, drop_path: float, layers: Layers
+        self,
+        in_chs: int,
+        out_chs: int,
+        stride: int,
+        dilation: int,
+        first_dilation: int,
+        drop_path: float,
+        layers: Layers,
     ):
         super().__init__()
         self.conv1 = layers.conv(
