@@ -114,7 +114,7 @@ SJ_MODELS += [("spiking_resnet", "spiking_resnet34", "snn_resnet34_t2", {}, {})]
 SJ_MODELS += [
     ("sew_resnet", f"sew_resnet{depth}", f"snn_sew_resnet{depth}_t2", dict(connect=connect.lower()), dict(cnf=connect))
     for depth, connect in [(18, "ADD"), (18, "AND"), (18, "IAND"), (34, "ADD"), (50, "ADD"), (50, "AND")]
-    # SpikingJelly 2.0's bottleneck has branch and shortcut of IAND the other way round than its basic block and the paper
+    # not (50, "IAND"): SpikingJelly 2.0's bottleneck swaps branch and shortcut, unlike its basic block and the paper
 ]
 
 
@@ -135,7 +135,7 @@ def test_spikingjelly_gives_the_same_logits(family, builder, name, kwargs, their
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
-# Recorded from SpikingJelly 2.0: state-dict keys of the first block that changes shape, and of what surrounds the stages.
+# Recorded from SpikingJelly 2.0: names of the first block that changes shape, and of what surrounds the stages.
 NORM = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
 SJ_KEYS = ["conv1.weight", *(f"bn1.{k}" for k in NORM), "fc.weight", "fc.bias"]
 for _part in ("1", "2"):

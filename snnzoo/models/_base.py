@@ -16,7 +16,7 @@ from timm.models._features import feature_take_indices  # where timm's own model
 from torch import Tensor, nn
 
 from snnzoo.errors import InputError
-from snnzoo.layers import Signal, TimeSeries
+from snnzoo.layers import TimeSeries, is_signal
 
 STEMS = ("cifar", "imagenet")
 
@@ -175,7 +175,7 @@ class StagedNet(nn.Module):
 
     def __prepare_scriptable__(self):
         raise InputError(
-            f"{type(self).__name__} has no TorchScript form (torch.jit is deprecated): use torch.compile or torch.export"
+            f"{type(self).__name__} has no TorchScript form (torch deprecates it): use torch.compile or torch.export"
         )
 
     @torch.jit.ignore
@@ -238,7 +238,7 @@ class StagedNet(nn.Module):
     def forward_stage(self, x: TimeSeries, index: int) -> TimeSeries:
         """One stage, counted from 0."""
         stage = getattr(self, self.stage_names[index])
-        if self.grad_checkpointing and self.training and not isinstance(x, Signal):
+        if self.grad_checkpointing and self.training and not is_signal(x):
             return checkpoint_seq(stage, x)
         return stage(x)
 

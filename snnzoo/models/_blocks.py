@@ -1,5 +1,6 @@
 """What the residual families' blocks have in common: convolutions, norms and activations, and the shortcut."""
 
+import torch
 import torch.nn.functional as F
 from timm.layers import register_notrace_module
 from torch import nn
@@ -22,7 +23,9 @@ class PadShortcut(nn.Module):
 
     def forward(self, x: TimeSeries) -> TimeSeries:
         if isinstance(x, Signal):
-            return Signal(self(x.steps), self(x.rate))
+            with torch.no_grad():
+                steps = self(x.steps)
+            return Signal(steps, self(x.rate))
         return F.pad(x[..., :: self.stride, :: self.stride], self.pad)
 
 

@@ -1,4 +1,4 @@
-"""What every spiking family shares: the neuron, the number of steps, the way gradients are taken, the input's coding."""
+"""What every spiking family shares: the neuron, the number of steps, the kind of gradient, the input's coding."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from snnzoo import layers
 from snnzoo.errors import InputError
-from snnzoo.layers import LIF, Signal, TimeSeries, hold, spatial, to_rate
+from snnzoo.layers import LIF, Signal, TimeSeries, hold, settle, spatial, to_rate
 from snnzoo.models._base import Layers, check_choice
 from snnzoo.neurons import LIFParams, Surrogate
 from snnzoo.rate import time_mean
@@ -18,7 +18,7 @@ GRAD_METHODS = ("rate", "bptt")
 # torch.fx is to see the layers and functions that know about time as wholes.
 for _layer in (layers.Conv2d, layers.BatchNorm2d, layers.MaxPool2d, layers.Linear, layers.DropPath, LIF):
     register_notrace_module(_layer)
-for _function in ("encode", "hold", "pool_steps", "to_rate"):
+for _function in ("encode", "hold", "pool_steps", "settle", "to_rate"):
     torch.fx.wrap(_function)
 
 
@@ -112,7 +112,8 @@ class SpikingModel(nn.Module):
 
     def forward_stem(self, x: Tensor) -> TimeSeries:
         x, num_steps = encode(x, self.in_chans, self.num_steps, self._uses_rates)
-        return self.act1(hold(self.bn1(self.conv1(x)), num_steps))
+        x = hold(self.bn1(self.conv1(x)), num_steps)
+        return settle(self.act1(x))
 
     def to_feature(self, x: TimeSeries) -> Tensor:
         feature = to_rate(x)

@@ -9,15 +9,18 @@ stem and after the last stage as in "Advancing Training Efficiency of Deep SNNs 
 
 from collections.abc import Sequence
 
+import torch.fx
 from timm.models import generate_default_cfgs
 
-from snnzoo.layers import TimeSeries
+from snnzoo.layers import TimeSeries, add, settle
 from snnzoo.models._base import StagedNet
 from snnzoo.models._blocks import ResidualBlock
 from snnzoo.models._cfgs import cfgs
 from snnzoo.models._convert import checkpoint_filter_fn
 from snnzoo.models._registry import build, register_entry, with_steps
 from snnzoo.models._spiking import SpikingModel
+
+torch.fx.wrap("settle")
 
 __all__ = ["PreActBlock", "SpikingPreActResNet", "checkpoint_filter_fn"]
 
@@ -29,7 +32,7 @@ class PreActBlock(ResidualBlock):
         shortcut = self.forward_shortcut(x)
         for conv, bn, act in self.units():
             x = bn(conv(act(x)))
-        return self.drop_path(x) + shortcut
+        return settle(add(self.drop_path(x), shortcut))  # the next block reads it twice
 
 
 class SpikingPreActResNet(SpikingModel, StagedNet):

@@ -15,7 +15,7 @@ from functools import partial
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import generate_default_cfgs
 
-from snnzoo.layers import TimeSeries
+from snnzoo.layers import TimeSeries, add
 from snnzoo.models._base import StagedNet
 from snnzoo.models._blocks import ResidualBlock
 from snnzoo.models._cfgs import cfgs
@@ -34,7 +34,7 @@ class BasicBlock(ResidualBlock):
         *inner, (conv, bn, act) = self.units()
         for conv_i, bn_i, act_i in inner:
             x = act_i(bn_i(conv_i(x)))
-        return act(self.drop_path(bn(conv(x))) + shortcut)
+        return act(add(self.drop_path(bn(conv(x))), shortcut))
 
 
 class ResNet(StagedNet):
