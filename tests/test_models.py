@@ -16,6 +16,7 @@ from timm.models import group_parameters
 from timm.optim import param_groups_layer_decay
 
 from snnzoo import InputError
+from snnzoo.distill import AnnGuidedDistillationTask
 from snnzoo.layers import LIF
 from snnzoo.models._blocks import PadShortcut
 
@@ -183,6 +184,7 @@ def test_backward(zoo):
     out.sum().backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert not without
+    assert [name for name, _ in model.named_parameters()][-2:] == ["fc.weight", "fc.bias"]
     # the path by way of the features is the same network
     grads = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
@@ -428,6 +430,20 @@ def test_rate_mode_keeps_no_steps_with_checkpointing():
     model.set_grad_checkpointing()
     model.train()(x)
     assert model.bn1.num_batches_tracked == model.layer3[0].bn1.num_batches_tracked == 2  # one each forward
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name in SPIKING])
+def test_every_architecture_can_be_a_student(name):
+    """And every ANN of its number of stages a teacher, entered after each of them."""
+    teacher = {5: "cifar_resnet18", 4: "cifar_resnet19"}[len(timm.create_model(name, device="meta").feature_info)]
+    (student, x), (ann, _) = small(name), small(teacher)
+    task = AnnGuidedDistillationTask(student, ann, branches="all", input_size=x.shape[1:], verbose=False).train()
+    result = task(x, torch.tensor([0, 1]))
+    result["loss"].backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in task.trainable_module.parameters())
+    assert len(task.inspect(x)["hybrids"]) == len(student.feature_info)
+    with torch.no_grad():
+        torch.testing.assert_close(task.eval().inspect(x)["output"], student(x))
 
 
 # --- compilers ---------------------------------------------------------------------------------------------------
