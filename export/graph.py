@@ -314,7 +314,7 @@ class Graph:
         return node.kernel == self.shapes[node.inputs[0]][1:] and node.padding == (0, 0)
 
     def averaged_from(self) -> str:
-        """The name of the node whose output to average over time: what follows is linear, so it need not see each step."""
+        """The name of the node whose output to average over time: what follows is linear and need not see each step."""
         node = self[self.output.inputs[0]]
         while isinstance(node, (Linear, Flatten, Pool)) and len(self.readers(node.name)) == 1:
             if isinstance(node, Pool) and node.pool != "avg":
@@ -328,7 +328,9 @@ class Graph:
         for node in self.nodes:
             size = sum(tensor.numel() for tensor in node.tensors)
             shape = "x".join(map(str, self.shapes[node.name]))
-            rows.append((node.name, node.kind, ", ".join(node.inputs), shape, f"{size:,}" if size else "", node.describe()))
+            rows.append(
+                (node.name, node.kind, ", ".join(node.inputs), shape, f"{size:,}" if size else "", node.describe())
+            )
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
         return "\n".join(lines) + "\n"

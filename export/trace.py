@@ -47,7 +47,9 @@ def trace(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> G
     """
     cfg = getattr(model, "pretrained_cfg", None) or {}
     if not (input_size or cfg):
-        raise InputError(f"{type(model).__name__} has no pretrained_cfg that says which images it takes: give input_size")
+        raise InputError(
+            f"{type(model).__name__} has no pretrained_cfg that says which images it takes: give input_size"
+        )
     input_size = tuple(input_size or (getattr(model, "in_chans", cfg["input_size"][0]), *cfg["input_size"][1:]))
     norms = {name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
     model = fuse(model, input_size).float()
