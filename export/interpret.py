@@ -41,6 +41,7 @@ def interpret(graph: Graph, images: Tensor, given: Mapping[str, Tensor] | None =
         InputError: images of another shape.
     """
     series, num_steps = encode(images, graph.input.shape[0], graph.num_steps, as_signal=False)
+    averaged = graph.averaged_from()
     values, spikes, membranes = {}, {}, {}
     for node in graph:
         xs = [values[name] for name in node.inputs]
@@ -57,7 +58,7 @@ def interpret(graph: Graph, images: Tensor, given: Mapping[str, Tensor] | None =
             value = per_step(node.apply, xs[0])
         else:
             value = node.apply(*xs)
-        if node.name == graph.averaged_from():
+        if node.name == averaged:
             value = time_mean(value)[None]
         values[node.name] = value
         if isinstance(node, Output):

@@ -146,7 +146,7 @@ def _nir():
 
 
 def refusals(graph: Graph, target: str) -> list[str]:
-    """Why NIR, or its importer ``target``, cannot express the graph: a sentence for each reason, with its nodes; none if it can."""
+    """Why NIR, or its importer ``target``, cannot express the graph: each reason with its nodes; none if it can."""
     importer = TARGETS[target]
     reasons: dict[tuple[str, str], list[str]] = {}
     for node in graph:
@@ -170,6 +170,8 @@ def refusals(graph: Graph, target: str) -> list[str]:
             why = "NIR describes spiking networks, this is an ANN's activation"
         if why:
             reasons.setdefault((node.kind, why), []).append(node.name)
+    if not graph.lifs:
+        reasons.setdefault(("model", "it has no LIF layer"), []).append(graph.name)
     return [f"{_some(names)} ({kind}): {why}" for (kind, why), names in reasons.items()]
 
 

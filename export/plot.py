@@ -56,13 +56,17 @@ def plot(graph: Graph, path: str | Path) -> None:
 
 
 def _places(graph: Graph) -> dict[str, tuple[int, int]]:
-    """Row and lane of each node: as far down as its longest way from the input, beside others of the same row."""
+    """Row and lane of each node: as far down as its longest way from the input, the longest way on to the left."""
     rows: dict[str, int] = {}
+    for node in graph:
+        rows[node.name] = 1 + max((rows[name] for name in node.inputs), default=-1)
+    ahead: dict[str, int] = {}  # nodes on the longest way to the output
+    for node in reversed(graph.nodes):
+        ahead[node.name] = 1 + max((ahead[reader.name] for reader in graph.readers(node.name)), default=-1)
     taken: dict[int, int] = {}
     places = {}
-    for node in graph:
-        row = rows[node.name] = 1 + max((rows[name] for name in node.inputs), default=-1)
-        lane = taken.get(row, 0)
-        taken[row] = lane + 1
-        places[node.name] = (row, lane)
+    for name in sorted(rows, key=lambda name: -ahead[name]):
+        lane = taken.get(rows[name], 0)
+        taken[rows[name]] = lane + 1
+        places[name] = (rows[name], lane)
     return places
