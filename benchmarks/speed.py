@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Speed on a CPU against the floor, against the published algorithm and against peers, in paired runs.
 
-    python benchmarks/speed.py [train] [steps] [eval] [distill] [lif] [profile]
+    python benchmarks/speed.py [train] [steps] [eval] [distill] [lif] [loader] [profile]
 
 A pair is two things in one process, run in turn (A B A B ...), and the ratio B / A is taken run by run; printed are
 the medians of the times and the median, minimum and maximum of the ratios. Everything is float32, on two threads, in
@@ -20,10 +20,14 @@ import peers
 import timm
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from timm.data import create_dataset, create_loader
+from torchvision.transforms.functional import to_pil_image
 
 import snnzoo
 from snnzoo import LIFParams, fused, set_backend
 from snnzoo.allocator import keep_memory
+from snnzoo.data import SmallImageTransform
 
 RUNS = 15
 
@@ -70,11 +74,18 @@ def train() -> None:
         ours = channels_last(timm.create_model(name).train())
         through_time = channels_last(timm.create_model(name, grad_method="bptt").train())
         ours = partial(step, ours, x, target)
+
+        def uncompiled(ours=ours):
+            set_backend("eager")
+            ours()
+            set_backend("auto")
+
         label = f"{name} B={size}: step"
         floor = channels_last(peers.floor_net(name))
         pair(f"{label}, floor / ours", ours, partial(peers.floor_step, floor, x, target, num_steps))
         reference = channels_last(peers.rate_reference(name, num_steps))
         pair(f"{label}, published algorithm / ours", ours, partial(step, reference, x, target))
+        pair(f"{label}, without a compiler / ours", ours, uncompiled)
         pair(f"{label}, ours through time / ours", ours, partial(step, through_time, x, target))
         peer = channels_last(peers.spikingjelly(name, num_steps))
         pair(f"{label}, SpikingJelly through time / ours", ours, partial(step, peer, x, target))
@@ -100,28 +111,31 @@ def evaluation() -> None:
 
     name = "snn_resnet18_t4"
     plain = channels_last(timm.create_model(name).eval())
-    ours = snnzoo.fuse(plain)
+    ours = torch.compile(snnzoo.fuse(plain), options={"freezing": True})
     peer = channels_last(peers.spikingjelly(name, 4)).eval()
     peer.load_state_dict(plain.state_dict())
+    ann = snnzoo.fuse(channels_last(peers.floor_net(name)))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        export_onnx(ours, path)
+        export_onnx(snnzoo.fuse(plain), path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 2
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # its idle threads slow down the other
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     for size in (1, 32):
         x, _ = batch(size)
         images = x.contiguous().numpy()
 
-        @torch.inference_mode()
+        @torch.no_grad()
         def run(net, x=x):
             return net(x)
 
-        label, fused_run = f"{name} B={size}: eval", partial(run, ours)
-        pair(f"{label}, without fuse() / ours", fused_run, partial(run, plain))
-        pair(f"{label}, SpikingJelly / ours", fused_run, partial(run, peer))
-        pair(f"{label}, onnxruntime of our export / ours", fused_run, partial(session.run, None, {"images": images}))
+        label, compiled = f"{name} B={size}: eval", partial(run, ours)
+        pair(f"{label}, not fused, not compiled / ours", compiled, partial(run, plain))
+        pair(f"{label}, SpikingJelly / ours", compiled, partial(run, peer))
+        pair(f"{label}, onnxruntime of our export / ours", compiled, partial(session.run, None, {"images": images}))
+        pair(f"{label}, T * B images of the ANN / ours", compiled, partial(run, ann, x.repeat(4, 1, 1, 1)))
 
 
 def distill() -> None:
@@ -154,12 +168,59 @@ def lif() -> None:
         copy,
     )
 
-    def plain():
+    def uncompiled():
         set_backend("eager")
         fused.lif_statistics(current, LIFParams())
         set_backend("auto")
 
-    pair("LIF with statistics, 64 MB: uncompiled / ours", partial(fused.lif_statistics, current, LIFParams()), plain)
+    pair(
+        "LIF with statistics, 64 MB: without a compiler / ours",
+        partial(fused.lif_statistics, current, LIFParams()),
+        uncompiled,
+    )
+
+
+def loader() -> None:
+    """Images/s on one core of each stage of the CIFAR pipeline, summed up stage by stage, and of timm's loader."""
+    with tempfile.TemporaryDirectory() as folder:
+        for split in ("train", "validation"):
+            for label in range(10):
+                target = Path(folder) / split / str(label)
+                target.mkdir(parents=True)
+                for index in range(100):  # smooth, as photographs are: decoding noise would take longer
+                    pixels = F.interpolate(torch.rand(1, 3, 8, 8), (32, 32), mode="bilinear")[0]
+                    to_pil_image(pixels).save(target / f"{index}.png")
+        files = sorted(Path(folder).glob("train/*/*.png"))
+        transform = SmallImageTransform((32, 32), 4, 0.5, "cifar10", 16)
+        stages = [("read", lambda path: Image.open(path).convert("RGB"))]
+        stages += [(type(t).__name__, t) for t in transform.transforms]
+        samples = files
+        torch.set_num_threads(1)
+        for label, stage in stages:
+            start = time.perf_counter()
+            samples = [stage(sample) for sample in samples]
+            print(f"loader: {label:50s} {1e6 * (time.perf_counter() - start) / len(files):9.1f} us per image")
+        torch.set_num_threads(2)
+        dataset = create_dataset("", root=folder, split="train")
+        loader = create_loader(
+            dataset,
+            (3, 32, 32),
+            100,
+            is_training=True,
+            num_workers=2,
+            device=torch.device("cpu"),
+            persistent_workers=True,
+        )
+        dataset.transform = transform
+        for _ in loader:  # starts the workers
+            pass
+        rates = []
+        for _ in range(10):
+            start = time.perf_counter()
+            for _ in loader:
+                pass
+            rates.append(len(files) / (time.perf_counter() - start))
+        print(f"loader: two workers, all of it {statistics.median(rates):33.0f} images/s")
 
 
 def profile() -> None:
@@ -181,6 +242,7 @@ PARTS = {
     "eval": evaluation,
     "distill": distill,
     "lif": lif,
+    "loader": loader,
     "profile": profile,
 }
 
