@@ -120,7 +120,8 @@ def test_without_a_compiler_the_log_says_so(monkeypatch, caplog):
         fused.lif(torch.randn(2, 3), LIFParams())
     fused._has_compiler.cache_clear()
     assert [r.message for r in caplog.records] == [
-        "no C++ compiler found: neurons on cpu run uncompiled, a training step takes longer"
+        "no C++ compiler found: neurons on cpu run uncompiled, a training step takes 1.2 times (wide networks) to 2 "
+        "times (narrow ones) as long"
     ]
 
 
