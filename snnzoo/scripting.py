@@ -62,7 +62,7 @@ def _converted(action: argparse.Action, value):
         expected, fits = "true or false", isinstance(value, bool)
     elif isinstance(action.default, dict):
         expected, fits = "a mapping", isinstance(value, dict)
-    elif action.nargs is not None:
+    elif action.nargs not in (None, "?"):
         expected, fits = f"a list of {convert.__name__}", isinstance(value, list)
     else:
         expected, fits = f"one {convert.__name__}", not isinstance(value, (bool, list, dict))
@@ -117,7 +117,8 @@ def run(main: Callable[[], None], name: str) -> None:
     try:
         main()
     except InputError as error:
-        sys.exit(_complain(name, f"error: {error}", 2))
+        # one from a data loading worker carries the worker's traceback before it
+        sys.exit(_complain(name, f"error: {str(error).rpartition('InputError: ')[2].strip()}", 2))
     except KeyboardInterrupt:
         sys.exit(_complain(name, "interrupted", 130))
 
