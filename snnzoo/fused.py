@@ -1,8 +1,10 @@
-"""The neuron's loops over time, compiled into one kernel where a compiler exists.
+"""What happens to every number at every step, compiled into one kernel where a compiler exists.
 
-Same functions, same results (to rounding); on a CPU a layer runs about ten times faster, because each current is read
-once and the membrane stays in registers. ``torch.compile`` needs a C++ compiler on a CPU and Triton on a GPU; without
-one the plain functions of :mod:`snnzoo.neurons` run, and a line in the log says so.
+Two kernels make a layer's elementwise work: the neurons' loop over time, with the batch norms and the residual
+addition before it, and the sweep over a convolution's output that batch norm and the rate need. Compiled or not they
+give the same results (to rounding); compiled, each current is read once and the membrane stays in registers.
+``torch.compile`` needs a C++ compiler on a CPU and Triton on a GPU; without one the plain functions run, and a line in
+the log says so.
 """
 
 import functools
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor
 
 from snnzoo import neurons
+from snnzoo.current import Current, Term, affines_of, weighted_sum
 from snnzoo.errors import InputError
 from snnzoo.neurons import LIFParams
 
@@ -46,38 +49,126 @@ def set_backend(name: str) -> None:
 set_backend(os.environ.get("SNNZOO_BACKEND", "auto"))
 
 
-def lif(current: Tensor, params: LIFParams) -> Tensor:
-    """:func:`snnzoo.neurons.lif`."""
-    return _run(neurons.lif, current, params)
+def lif(current: Current | Tensor, params: LIFParams) -> Tensor:
+    """:func:`snnzoo.neurons.lif` of a sum of tensors; differentiable."""
+    return _run_neuron(_lif, current, params)
 
 
-def lif_statistics(current: Tensor, params: LIFParams) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`snnzoo.neurons.lif_statistics`."""
-    return _run(neurons.lif_statistics, current, params)
+@torch.no_grad()
+def lif_statistics(current: Current | Tensor, params: LIFParams) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`snnzoo.neurons.lif_statistics` of a sum of tensors."""
+    return _run_neuron(_lif_statistics, current, params)
 
 
-def _run(fn: Callable, current: Tensor, params: LIFParams):
-    # Inside somebody else's compilation or trace the plain function is what they want to see.
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not _compiles(current.device.type):
-        return fn(current, params)
-    # Neurons do not see each other: one flat axis serves every shape and memory format with one compilation.
-    channels_last = current.ndim == 5 and not current[0].is_contiguous()
-    moved = current.movedim(2, -1) if channels_last else current
-    shape = moved.shape[1:]
+@torch.no_grad()
+def moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean over time, and mean and variance of each channel over all the rest, in one sweep.
 
-    def restore(x: Tensor) -> Tensor:
-        x = x.unflatten(-1, shape)
-        return x.movedim(-1, x.ndim - 3) if channels_last else x
+    Args:
+        x: ``[T, B, C, H, W]``.
 
+    Returns:
+        ``(rate, mean, var)``: ``[B, C, H, W]`` in ``x``'s dtype; ``[C]`` and ``[C]``, at least float32, the variance
+        with the count as divisor.
+    """
+    if _is_traced():
+        return _moments(x, 2)
+    layout = _Layout(x)
+    rate, mean, var = _run(_moments, x.device.type, layout.flatten(x), -1 if layout.channels_last else -2)
+    return layout.restore(rate), mean, var
+
+
+def _lif(xs, affines, params):
+    return neurons.lif(_steps(xs, affines), params, xs[0].dtype)
+
+
+def _lif_statistics(xs, affines, params):
+    return neurons.lif_statistics(_steps(xs, affines), params, xs[0].dtype)
+
+
+def _steps(xs, affines) -> list[Tensor]:
+    return [weighted_sum(step, affines) for step in zip(*(x.unbind(0) for x in xs), strict=True)]
+
+
+def _moments(x: Tensor, channel_axis: int) -> tuple[Tensor, Tensor, Tensor]:
+    axes = [axis for axis in range(1, x.ndim) if axis != channel_axis % x.ndim]
+    # Distances from a sample of the channel, not from zero: nothing cancels when the mean is far from zero.
+    origin = neurons.full(x[:1])
+    for axis in axes:
+        origin = origin.narrow(axis, 0, 1)
+    origin = origin[0]
+    total = squares = 0.0
+    for step in x.unbind(0):
+        distance = neurons.full(step) - origin
+        total, squares = total + distance, squares + distance * distance
+    # Sums over an image, then over images: one long sum would lose digits.
+    count = x.numel() // origin.numel()
+    within = [axis - 1 for axis in axes[1:]]
+    mean = total.sum(within).sum(0) / count
+    var = squares.sum(within).sum(0) / count - mean * mean
+    return (total / x.shape[0] + origin).to(x.dtype), mean + origin.flatten(), var.clamp(min=0)
+
+
+class _Layout:
+    """``[T, B, C, H, W]`` with its axes in the order of memory and H, W as one; ``[T, B, ...]`` with all but T as one.
+
+    So that one compilation serves every shape and memory format.
+    """
+
+    def __init__(self, x: Tensor):
+        self.shape = x.shape
+        self.image = x.ndim == 5
+        self.channels_last = self.image and not x[0].is_contiguous()
+
+    def flatten(self, x: Tensor) -> Tensor:
+        if not self.image:
+            return x.flatten(1)
+        return x.movedim(2, -1).flatten(2, 3) if self.channels_last else x.flatten(3)
+
+    def restore(self, x: Tensor) -> Tensor:
+        if not self.image:
+            return x.unflatten(-1, self.shape[1:])
+        if self.channels_last:
+            return x.unflatten(-2, self.shape[3:]).movedim(-1, -3)
+        return x.unflatten(-1, self.shape[3:])
+
+    def channels(self, x: Tensor) -> Tensor:
+        """``[C]`` to a shape that broadcasts with one flattened step."""
+        return x if self.channels_last else x[:, None]
+
+
+def _run_neuron(fn: Callable, current: Current | Tensor, params: LIFParams):
+    terms = current.terms if isinstance(current, Current) else (Term(current),)
+    xs = tuple(term.x for term in terms)
+    if _is_traced():
+        return fn(xs, affines_of(Current(terms)), params)
+    affines = tuple(None if term.norm is None else term.norm.affine() for term in terms)
+    layout = _Layout(xs[0])
+    if layout.image:
+        # A factor of one and a shift of zero change nothing, and spare a compilation for every mixture of terms.
+        channels = xs[0].shape[2]
+        plain = neurons.full(xs[0].new_ones(channels)), neurons.full(xs[0].new_zeros(channels))
+        affines = tuple(tuple(map(layout.channels, plain if a is None else a)) for a in affines)
+    result = _run(fn, xs[0].device.type, tuple(map(layout.flatten, xs)), affines, params)
+    return tuple(map(layout.restore, result)) if isinstance(result, tuple) else layout.restore(result)
+
+
+def _is_traced() -> bool:
+    """Inside somebody else's compilation or trace, where the plain function is what they want to see."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def _run(fn: Callable, device_type: str, *args):
+    if not _compiles(device_type):
+        return fn(*args)
     try:
-        result = _compiled(fn)(moved.flatten(1), params)
+        return _compiled(fn)(*args)
     except Exception as error:
         if _backend == "compiled" or isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
             raise
-        _warn(current.device.type, f"compilation failed ({type(error).__name__})")
-        _broken.add(current.device.type)
-        return fn(current, params)
-    return tuple(map(restore, result)) if isinstance(result, tuple) else restore(result)
+        _warn(device_type, f"compilation failed ({type(error).__name__})")
+        _broken.add(device_type)
+        return fn(*args)
 
 
 def _compiles(device_type: str) -> bool:

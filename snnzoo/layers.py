@@ -2,40 +2,50 @@
 
 Each takes either a plain tensor ``[T, B, ...]`` (evaluation, and training by backpropagation through time) or a
 :class:`~snnzoo.rate.Signal` (training by rate-based backpropagation): the type of the input says which pass it is in.
+What enters neurons may be a :class:`~snnzoo.current.Current` of either, a sum still to be added up.
 """
 
 from torch import Tensor, nn
 
 from snnzoo import rate
+from snnzoo.current import Current, Norm, Term, sum_steps
 from snnzoo.fused import lif
 from snnzoo.neurons import LIFParams
 from snnzoo.rate import Signal
 
-TimeSeries = Tensor | Signal  # what flows between the layers of a spiking network
+TimeSeries = Tensor | Signal | Current  # what flows between the layers of a spiking network
 
 
 class Conv2d(nn.Conv2d):
     """2d convolution at every step: ``[T, B, C, H, W]`` in and out."""
 
     def forward(self, x: TimeSeries) -> TimeSeries:
+        x = settle(x)
         if isinstance(x, Signal):
             return rate.conv2d(x, self)
         return rate.per_step(super().forward, x)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch norm over time and batch: ``[T, B, C, H, W]`` in and out."""
+    """Batch norm over time and batch: ``[T, B, C, H, W]`` in and out.
+
+    Only backpropagation through time computes it here; otherwise it is left to the neurons that follow.
+    """
 
     def forward(self, x: TimeSeries) -> TimeSeries:
+        x = settle(x)
         if isinstance(x, Signal):
             return rate.batch_norm(x, self)
-        return rate.per_step(super().forward, x)
+        if self.training or self.running_mean is None:
+            return rate.per_step(super().forward, x)
+        return Current((Term(x, Norm(self.weight, self.bias, self.running_mean, self.running_var, self.eps, False)),))
 
 
 class MaxPool2d(nn.MaxPool2d):
     """Max pooling at every step: ``[T, B, C, H, W]`` in and out."""
 
     def forward(self, x: TimeSeries) -> TimeSeries:
+        x = settle(x)
         if isinstance(x, Signal):
             return rate.spatial(x, super().forward)
         return rate.per_step(super().forward, x)
@@ -52,7 +62,7 @@ class LIF(nn.Module):
         self.params = params
 
     def forward(self, x: TimeSeries) -> TimeSeries:
-        if isinstance(x, Signal):
+        if is_signal(x):
             return rate.lif(x, self.params)
         return lif(x, self.params)
 
@@ -61,8 +71,22 @@ class LIF(nn.Module):
         return f"decay={p.decay}, threshold={p.threshold}, reset={p.reset}, surrogate={p.surrogate.name}"
 
 
+def is_signal(x: TimeSeries) -> bool:
+    """Whether it is in a forward of rate-based training."""
+    return isinstance(x.terms[0].x if isinstance(x, Current) else x, Signal)
+
+
+def settle(x: TimeSeries) -> Tensor | Signal:
+    """Add up what is still a sum of terms: for layers that are no neurons, and for what is used twice."""
+    if not isinstance(x, Current):
+        return x
+    return rate.settle(x) if is_signal(x) else sum_steps(x)
+
+
 def hold(x: TimeSeries, num_steps: int) -> TimeSeries:
     """Hold a value that is the same at every step (first axis 1) for ``num_steps`` steps, without copying it."""
+    if isinstance(x, Current):
+        return Current(tuple(Term(hold(term.x, num_steps), term.norm) for term in x.terms))
     if isinstance(x, Signal):
         return Signal(hold(x.steps, num_steps), x.rate)
     return x.expand(num_steps, *x.shape[1:])
@@ -70,4 +94,5 @@ def hold(x: TimeSeries, num_steps: int) -> TimeSeries:
 
 def to_rate(x: TimeSeries) -> Tensor:
     """The mean over time ``[B, ...]``, inside the graph."""
+    x = settle(x)
     return x.rate if isinstance(x, Signal) else rate.time_mean(x)

@@ -5,6 +5,7 @@ call, so nothing survives a forward and nothing has to be reset.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,8 +15,18 @@ from snnzoo.errors import InputError
 
 RESETS = ("soft", "hard")
 
+Steps = Tensor | Sequence[Tensor]  # [T, B, ...], or T tensors [B, ...]
+
 
 def _sigmoid(x: Tensor, alpha: float) -> Tensor:
+    if torch.compiler.is_compiling():
+        # s(z) (1 - s(z)) = 1 / (2 + 2 cosh z), cosh by its series in z^2. The first ten terms are right to 2e-7, and
+        # on a CPU they are free, where an exponential takes longer than all the rest of the neuron.
+        square = (alpha * x) ** 2
+        cosh = 1 / math.factorial(18)
+        for k in range(16, -1, -2):
+            cosh = cosh * square + 1 / math.factorial(k)
+        return alpha / (2 + 2 * cosh)
     y = torch.sigmoid(alpha * x)
     return alpha * y * (1 - y)
 
@@ -150,27 +161,30 @@ def lif_step(current: Tensor, v: Tensor | None, params: LIFParams) -> tuple[Tens
     return u, s, v
 
 
-def lif(current: Tensor, params: LIFParams) -> Tensor:
+def lif(current: Steps, params: LIFParams, dtype: torch.dtype | None = None) -> Tensor:
     """Spikes of a LIF layer; its gradient is that of surrogate-gradient backpropagation through time.
 
     The membrane is kept in float32 (float64 for float64 input) whatever the input's type.
 
     Args:
-        current: ``[T, B, ...]`` input currents.
+        current: ``[T, B, ...]`` input currents, or one ``[B, ...]`` for each step.
         params: the neuron.
+        dtype: of the spikes; ``current``'s if None.
 
     Returns:
-        ``[T, B, ...]`` spikes, 0 or 1, in ``current``'s dtype.
+        ``[T, B, ...]`` spikes, 0 or 1.
     """
     v, spikes = None, []
     for current_t in current:
-        _, s, v = lif_step(_full(current_t), v, params)
-        spikes.append(s.to(current.dtype))
-    return torch.cat(spikes).unflatten(0, current.shape[:2])  # cat keeps a channels-last layout, stack does not
+        _, s, v = lif_step(full(current_t), v, params)
+        spikes.append(s.to(dtype or current_t.dtype))
+    return _join(spikes)
 
 
 @torch.no_grad()
-def lif_statistics(current: Tensor, params: LIFParams) -> tuple[Tensor, Tensor, Tensor]:
+def lif_statistics(
+    current: Steps, params: LIFParams, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Spikes of a LIF layer and the two statistics that rate-based backpropagation needs; builds no graph.
 
     With sg[t] the surrogate ds[t]/du[t], the derivative of the rate is the running mean (RateBP, arXiv 2410.11488,
@@ -185,20 +199,20 @@ def lif_statistics(current: Tensor, params: LIFParams) -> tuple[Tensor, Tensor, 
     - hard reset: ``dv/du = 1 - s - u * sg``, or ``1 - s`` with the reset detached
 
     Args:
-        current: ``[T, B, ...]`` input currents.
+        current: ``[T, B, ...]`` input currents, or one ``[B, ...]`` for each step.
         params: the neuron.
+        dtype: of the spikes; ``current``'s if None.
 
     Returns:
-        ``(spikes, rate, slope)``: spikes ``[T, B, ...]`` in ``current``'s dtype, their mean over time ``[B, ...]``,
-        and g ``[B, ...]``, both in the membrane's dtype.
+        ``(spikes, rate, slope)``: spikes ``[T, B, ...]``, their mean over time ``[B, ...]``, and g ``[B, ...]``, both
+        in the membrane's dtype.
     """
-    num_steps = current.shape[0]
     v, spikes = None, []
     rho, rate, slope = 1.0, 0.0, 0.0
     for current_t in current:
-        u, s, v = lif_step(_full(current_t), v, params)
+        u, s, v = lif_step(full(current_t), v, params)
         sg = params.surrogate.derivative(u - params.threshold)
-        spikes.append(s.to(current.dtype))
+        spikes.append(s.to(dtype or current_t.dtype))
         rate = rate + s
         slope = slope + rho * sg
         if params.reset == "soft":
@@ -206,9 +220,13 @@ def lif_statistics(current: Tensor, params: LIFParams) -> tuple[Tensor, Tensor, 
         else:
             dv_du = 1 - s if params.detach_reset else 1 - s - u * sg
         rho = 1 + params.decay * rho * dv_du
-    return torch.cat(spikes).unflatten(0, current.shape[:2]), rate / num_steps, slope / num_steps
+    return _join(spikes), rate / len(spikes), slope / len(spikes)
 
 
-def _full(x: Tensor) -> Tensor:
+def _join(steps: list[Tensor]) -> Tensor:
+    return torch.cat(steps).unflatten(0, (len(steps), -1))  # cat keeps a channels-last layout, stack does not
+
+
+def full(x: Tensor) -> Tensor:
     """At least float32: a membrane that loses small currents to rounding drifts."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()

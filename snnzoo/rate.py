@@ -12,13 +12,14 @@ is kept for the backward pass has the size of a rate, ``[B, ...]``, whatever the
 Shape suffixes: T steps, B batch, C channels, H, W.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from snnzoo.fused import lif_statistics
+from snnzoo import fused
+from snnzoo.current import Current, Norm, Term, sum_steps
 from snnzoo.neurons import LIFParams
 
 
@@ -30,12 +31,16 @@ class Signal:
         steps: ``[T, B, ...]`` values at each step, outside the graph. A first axis of 1 is a value that holds at
             every step (a static image before its first neuron).
         rate: ``[B, ...]`` their mean over time, inside the graph.
+        moments: mean and variance of each channel, ``[C]``, where the layer before computed them in passing.
     """
 
     steps: Tensor
     rate: Tensor
+    moments: tuple[Tensor, Tensor] | None = None
 
     def __add__(self, other: "Signal") -> "Signal":
+        if not isinstance(other, Signal):
+            return NotImplemented
         return Signal(self.steps + other.steps, self.rate + other.rate)
 
 
@@ -76,82 +81,97 @@ def conv2d(x: Signal, conv: nn.Conv2d) -> Signal:
     """Convolution of a Signal by ``conv``: one forward over all steps, gradients with respect to the rate."""
     with torch.no_grad():
         steps = per_step(lambda s: conv._conv_forward(s, conv.weight, conv.bias), x.steps)
+        value, *moments = fused.moments(steps)
     rate = _ConvOfRate.apply(
-        x.rate, conv.weight, conv.bias, time_mean(steps), conv.stride, conv.padding, conv.dilation, conv.groups
+        x.rate, conv.weight, conv.bias, value, conv.stride, conv.padding, conv.dilation, conv.groups
     )
-    return Signal(steps, rate)
+    return Signal(steps, rate, tuple(moments))
 
 
-class _BatchNormOfRate(torch.autograd.Function):
-    """Normalise the rate by the recorded statistics; backward through the mean and variance taken on the rates.
-
-    With ``mean = rec_mean + (m - m.detach())`` and ``var = rec_var + (q - q.detach())``, m and q the rates' own mean
-    and mean squared deviation, the gradient is that of ordinary batch norm evaluated with the recorded statistics.
-    """
-
-    @staticmethod
-    def forward(ctx, rate, weight, bias, mean, invstd, eps):
-        ctx.save_for_backward(rate, weight, mean, invstd)
-        ctx.eps = eps
-        scale = invstd if weight is None else invstd * weight
-        shift = -mean * scale if bias is None else bias - mean * scale
-        shape = (1, -1, 1, 1)
-        return torch.addcmul(shift.view(shape), rate, scale.view(shape)).to(rate.dtype)
-
-    @staticmethod
-    def backward(ctx, grad):
-        rate, weight, mean, invstd = ctx.saved_tensors
-        grads = torch.ops.aten.native_batch_norm_backward(
-            grad, rate, weight, None, None, mean, invstd, True, ctx.eps, list(ctx.needs_input_grad[:3])
-        )
-        return *grads, None, None, None
-
-
-def batch_norm(x: Signal, bn: nn.BatchNorm2d) -> Signal:
+def batch_norm(x: Signal, bn: nn.BatchNorm2d) -> Current:
     """Batch norm of a Signal by ``bn``, over time and batch.
 
     The spike pass normalises with the mean and variance of all T * B samples and updates the running statistics,
     once. With ``bn`` in eval mode (frozen) both passes use the running statistics.
     """
-    stats = bn.running_mean, bn.running_var
-    if not bn.training and stats[0] is not None:
-        with torch.no_grad():
-            steps = per_step(
-                lambda s: nn.functional.batch_norm(s, *stats, bn.weight, bn.bias, False, 0, bn.eps), x.steps
-            )
-        return Signal(steps, nn.functional.batch_norm(x.rate, *stats, bn.weight, bn.bias, False, 0, bn.eps))
-
-    momentum = bn.momentum
-    if bn.num_batches_tracked is not None:
+    if not bn.training and bn.running_mean is not None:
+        return Current((Term(x, Norm(bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps, of_batch=False)),))
+    mean, var = x.moments or fused.moments(x.steps)[1:]
+    if bn.running_mean is not None:
         bn.num_batches_tracked.add_(1)
-        if momentum is None:  # torch's cumulative average
-            momentum = 1.0 / float(bn.num_batches_tracked)
-    with torch.no_grad():
-        steps, mean, invstd = torch.native_batch_norm(
-            x.steps.flatten(0, 1), bn.weight, bn.bias, *stats, True, momentum or 0.0, bn.eps
-        )
-    rate = _BatchNormOfRate.apply(x.rate, bn.weight, bn.bias, mean, invstd, bn.eps)
-    return Signal(steps.unflatten(0, x.steps.shape[:2]), rate)
+        momentum = 1.0 / float(bn.num_batches_tracked) if bn.momentum is None else bn.momentum
+        count = x.steps.numel() // len(mean)
+        bn.running_mean.lerp_(mean.to(bn.running_mean.dtype), momentum)
+        bn.running_var.lerp_((var * (count / max(count - 1, 1))).to(bn.running_var.dtype), momentum)
+    return Current((Term(x, Norm(bn.weight, bn.bias, mean, var, bn.eps, of_batch=True)),))
 
 
-class _LIFOfRate(torch.autograd.Function):
-    """``value`` forward; backward the recorded slope of the rate, elementwise (Eqs. 14-16)."""
+class _SumOfRates(torch.autograd.Function):
+    """``value`` forward. Backward: a sum of rates, each normalised or not, times ``slope`` if there is one.
+
+    A neuron's slope is what the spike pass recorded (Eqs. 14-16). Batch norm goes backward through the mean and
+    variance taken on the rates: with ``mean = rec_mean + (m - m.detach())`` and ``var = rec_var + (q - q.detach())``,
+    m and q the rates' own mean and mean squared deviation, the gradient is that of ordinary batch norm evaluated with
+    the recorded statistics.
+
+    After value and slope come, for each term, its rate and its norm's weight, bias, mean and var; ``norms`` holds
+    for each None, or (eps, of_batch).
+    """
 
     @staticmethod
-    def forward(ctx, current, value, slope):
-        ctx.save_for_backward(slope)
+    def forward(ctx, norms, value, slope, *inputs):
+        ctx.norms = norms
+        terms = [inputs[i : i + 5] for i in range(0, len(inputs), 5)]
+        kept = [(None, None, None, None) if norm is None else (x, weight, mean, var)
+                for norm, (x, weight, _, mean, var) in zip(norms, terms, strict=True)]  # fmt: skip
+        ctx.save_for_backward(slope, *(tensor for term in kept for tensor in term))
         return value.view_as(value)
 
     @staticmethod
     def backward(ctx, grad):
-        (slope,) = ctx.saved_tensors
-        return grad * slope, None, None
+        slope, *kept = ctx.saved_tensors
+        if slope is not None:
+            grad = grad * slope
+        grads = []
+        for i, norm in enumerate(ctx.norms):
+            if norm is None:
+                grads += [grad, None, None, None, None]
+                continue
+            (eps, of_batch), (x, weight, mean, var) = norm, kept[4 * i : 4 * i + 4]
+            grads += torch.ops.aten.native_batch_norm_backward(
+                grad.to(x.dtype), x, weight, mean, var, mean, torch.rsqrt(var + eps), of_batch, eps,
+                list(ctx.needs_input_grad[3 + 5 * i : 6 + 5 * i]),
+            )  # fmt: skip
+            grads += [None, None]
+        return None, None, None, *grads
 
 
-def lif(x: Signal, params: LIFParams) -> Signal:
-    """A LIF layer on a Signal of currents: spikes, and the rate with the derivative that the spike pass recorded."""
-    spikes, rate, slope = lif_statistics(x.steps, params)
-    return Signal(spikes, _LIFOfRate.apply(x.rate, rate, slope))
+def _sum_of_rates(value: Tensor, slope: Tensor | None, terms: Sequence[Term]) -> Tensor:
+    norms, inputs = [], []
+    for term in terms:
+        norm = term.norm
+        norms.append(None if norm is None else (norm.eps, norm.of_batch))
+        inputs += [term.x.rate, *((None,) * 4 if norm is None else (norm.weight, norm.bias, norm.mean, norm.var))]
+    return _SumOfRates.apply(tuple(norms), value, slope, *inputs)
+
+
+def _of_steps(current: Current) -> Current:
+    return Current(tuple(Term(term.x.steps, term.norm) for term in current.terms))
+
+
+def settle(current: Current) -> Signal:
+    """Add up a Current of Signals."""
+    with torch.no_grad():
+        steps = sum_steps(_of_steps(current))
+        value = sum_steps(Current(tuple(Term(term.x.rate[None], term.norm) for term in current.terms)))[0]
+    return Signal(steps, _sum_of_rates(value, None, current.terms))
+
+
+def lif(x: Current | Signal, params: LIFParams) -> Signal:
+    """A LIF layer on currents: spikes, and the rate with the derivative that the spike pass recorded."""
+    current = Current((Term(x),)) if isinstance(x, Signal) else x
+    spikes, rate, slope = fused.lif_statistics(_of_steps(current), params)
+    return Signal(spikes, _sum_of_rates(rate, slope, current.terms))
 
 
 def spatial(x: Signal, fn: Callable[[Tensor], Tensor]) -> Signal:

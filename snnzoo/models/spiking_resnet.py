@@ -40,7 +40,9 @@ class PadShortcut(nn.Module):
 
     def forward(self, x: TimeSeries) -> TimeSeries:
         if isinstance(x, Signal):
-            return Signal(self(x.steps), self(x.rate))
+            with torch.no_grad():
+                steps = self(x.steps)
+            return Signal(steps, self(x.rate))
         return F.pad(x[..., :: self.stride, :: self.stride], self.pad)
 
 
