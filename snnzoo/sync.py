@@ -4,82 +4,98 @@ torch's SyncBatchNorm does neither: it knows no rates, and runs on GPUs only. Wi
 result is that of one process with all of them.
 """
 
+from functools import partial
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from snnzoo import layers
+from snnzoo import fused, layers
+from snnzoo.current import Current, Norm, Term
 from snnzoo.errors import InputError
 from snnzoo.layers import TimeSeries
-from snnzoo.rate import Signal
+from snnzoo.rate import Signal, per_step
 
 
 @torch.no_grad()
-def statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and variance of a feature map over all samples of all processes.
+def combine(mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Statistics of all processes' samples from those of each.
 
     Args:
-        x: ``[N, C, H, W]``; N may differ between processes.
+        mean, var: ``[C]`` of this process's samples, the variance with the count as divisor.
+        count: values behind each; may differ between processes.
 
     Returns:
-        ``(mean, var, count)``: ``[C]``, ``[C]`` (biased) and a scalar, the number of values behind each; float32 at
-        least, equal on every process.
+        ``(mean, var, count)``: ``[C]``, ``[C]`` and a scalar tensor, equal on every process.
     """
-    var, mean = torch.var_mean(x.float() if x.dtype.itemsize < 4 else x, (0, 2, 3), correction=0)
-    own = torch.cat([mean, var, mean.new_tensor([x.numel() / x.shape[1]])])
+    own = torch.cat([mean, var, mean.new_tensor([count])])
     every = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     dist.all_gather(every, own)
     means, variances, counts = torch.stack(every).split([len(mean), len(mean), 1], 1)
-    count = counts.sum()
-    mean = (means * counts).sum(0) / count
+    total = counts.sum()
+    mean = (means * counts).sum(0) / total
     # around the common mean: no difference of large squares
-    var = ((variances + (means - mean) ** 2) * counts).sum(0) / count
-    return mean, var, count
+    return mean, ((variances + (means - mean) ** 2) * counts).sum(0) / total, total
 
 
-class _Normalise(torch.autograd.Function):
-    """Batch norm of ``x`` by the given statistics; backward through them, as those of all processes' ``x``.
+def backward(grad: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, invstd: Tensor, count: Tensor):
+    """The gradient of batch norm through statistics that the processes share.
 
-    What reaches ``x`` is the gradient of the sum of all processes' losses, what reaches weight and bias is this
-    process's part of it: DistributedDataParallel averages those.
+    Args:
+        grad, x: ``[B, C, H, W]``, of the output and the input of the norm. In rate-based backpropagation the input is
+            the rate and the statistics are those of the steps (see :mod:`snnzoo.rate`).
+        weight: ``[C]``, or None.
+        mean, invstd: ``[C]``, of all processes.
+        count: values of ``x`` behind each, over all processes.
+
+    Returns:
+        Gradients of x, weight and bias. The first is that of the sum of all processes' losses, the others are this
+        process's part of it: DistributedDataParallel averages those.
     """
+    shape = (1, -1, 1, 1)
+    normal = (x - mean.view(shape)) * invstd.view(shape)
+    grad = grad.to(normal.dtype)
+    grad_bias, grad_weight = grad.sum((0, 2, 3)), (grad * normal).sum((0, 2, 3))
+    total = torch.cat([grad_bias, grad_weight])
+    dist.all_reduce(total)
+    mean_grad, mean_product = (total / count).view(2, 1, -1, 1, 1)
+    scale = invstd if weight is None else invstd * weight
+    grad_x = (grad - mean_grad - normal * mean_product) * scale.view(shape)
+    return grad_x.to(x.dtype), None if weight is None else grad_weight, None if weight is None else grad_bias
+
+
+class _BatchNorm(torch.autograd.Function):
+    """Batch norm over all processes' batches."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, mean, var, count, eps):
         invstd = torch.rsqrt(var + eps)
         ctx.save_for_backward(x, weight, mean, invstd, count)
-        scale = invstd * weight
-        shape = (1, -1, 1, 1)
-        return torch.addcmul((bias - mean * scale).view(shape), x, scale.view(shape)).to(x.dtype)
+        scale = invstd if weight is None else invstd * weight
+        shift = -mean * scale if bias is None else bias - mean * scale
+        return torch.addcmul(shift.view(1, -1, 1, 1), x, scale.view(1, -1, 1, 1)).to(x.dtype)
 
     @staticmethod
     def backward(ctx, grad):
-        x, weight, mean, invstd, count = ctx.saved_tensors
-        shape = (1, -1, 1, 1)
-        normal = (x - mean.view(shape)) * invstd.view(shape)
-        full = grad.to(normal.dtype)
-        grad_bias, grad_weight = full.sum((0, 2, 3)), (full * normal).sum((0, 2, 3))
-        total = torch.cat([grad_bias, grad_weight])
-        dist.all_reduce(total)
-        mean_grad, mean_product = (total / count).view(2, 1, -1, 1, 1)
-        grad_x = (full - mean_grad - normal * mean_product) * (invstd * weight).view(shape)
-        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), grad_bias.to(weight.dtype), None, None, None, None
+        return *backward(grad, *ctx.saved_tensors), None, None, None, None
 
 
-def normalise(x: Tensor, bn: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: Tensor) -> Tensor:
-    """Batch norm by :func:`statistics`, with their part of the gradient.
+def batch_norm(x: Tensor, bn: nn.BatchNorm2d) -> Tensor:
+    """``[B, C, H, W]`` normalised by ``bn`` over the batches of all processes; updates its running statistics."""
+    full = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+    var, mean = torch.var_mean(full, (0, 2, 3), correction=0)
+    found = combine(mean, var, x.numel() // x.shape[1])
+    _remember(bn, *found)
+    return _BatchNorm.apply(x, bn.weight, bn.bias, *found, bn.eps)
 
-    For rate-based backpropagation ``x`` is the rate and the statistics are those of the steps: the mean of the rates
-    is the mean of the steps, and the gradient through the variance is that of the rates' own, as in
-    :func:`snnzoo.rate.batch_norm`.
 
-    Args:
-        x: ``[B, C, H, W]``.
-        bn: weight, bias and eps.
-        mean, var, count: of :func:`statistics`; the count that of ``x`` itself, over all processes.
-    """
-    weight, bias = (bn.weight, bn.bias) if bn.affine else (torch.ones_like(mean), torch.zeros_like(mean))
-    return _Normalise.apply(x, weight, bias, mean, var, count, bn.eps)
+def batch_norm_of_rate(x: Signal, bn: nn.BatchNorm2d) -> Current:
+    """:func:`snnzoo.rate.batch_norm` over the batches of all processes."""
+    mean, var = x.moments or fused.moments(x.steps)[1:]
+    mean, var, count = combine(mean, var, x.steps.numel() // len(mean))
+    _remember(bn, mean, var, count)
+    through_statistics = partial(backward, count=count / x.steps.shape[0])
+    return Current((Term(x, Norm(bn.weight, bn.bias, mean, var, bn.eps, through_statistics)),))
 
 
 @torch.no_grad()
@@ -90,7 +106,7 @@ def _remember(bn: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: Tensor) -> N
     bn.num_batches_tracked.add_(1)
     momentum = 1.0 / float(bn.num_batches_tracked) if bn.momentum is None else bn.momentum
     bn.running_mean.lerp_(mean.to(bn.running_mean.dtype), momentum)
-    bn.running_var.lerp_((var * count / (count - 1)).to(bn.running_var.dtype), momentum)
+    bn.running_var.lerp_((var * count / (count - 1).clamp(min=1)).to(bn.running_var.dtype), momentum)
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
@@ -99,9 +115,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training and self.running_mean is not None:
             return super().forward(x)
-        found = statistics(x)
-        _remember(self, *found)
-        return normalise(x, self, *found)
+        return batch_norm(x, self)
 
 
 class SyncSpikingBatchNorm2d(layers.BatchNorm2d):
@@ -110,14 +124,8 @@ class SyncSpikingBatchNorm2d(layers.BatchNorm2d):
     def forward(self, x: TimeSeries) -> TimeSeries:
         if not self.training and self.running_mean is not None:
             return super().forward(x)
-        steps = x.steps if isinstance(x, Signal) else x
-        mean, var, count = statistics(steps.flatten(0, 1))
-        _remember(self, mean, var, count)
-        if not isinstance(x, Signal):
-            return normalise(x.flatten(0, 1), self, mean, var, count).unflatten(0, x.shape[:2])
-        with torch.no_grad():
-            normal = normalise(steps.flatten(0, 1), self, mean, var, count).unflatten(0, steps.shape[:2])
-        return Signal(normal, normalise(x.rate, self, mean, var, count / steps.shape[0]))
+        x = layers.settle(x)
+        return batch_norm_of_rate(x, self) if isinstance(x, Signal) else per_step(partial(batch_norm, bn=self), x)
 
 
 _SYNCHRONISED = {nn.BatchNorm2d: SyncBatchNorm2d, layers.BatchNorm2d: SyncSpikingBatchNorm2d}
