@@ -291,6 +291,8 @@ def main(argv: list[str] | None = None) -> None:
     if processes.is_first:
         setup_default_logging(log_path=str(folder / "train.log"))
     progress = resume(args, folder, training, processes) if args.resume else Progress()
+    if progress.epoch >= epochs and args.resume == "auto":
+        return _logger.info(f"{folder} has all of {epochs} epochs")
     if progress.epoch >= epochs:
         raise InputError(f"nothing to do: {args.resume!r} has all of {epochs} epochs; set --epochs higher")
     checkpoints = Checkpoints(folder, args.checkpoint_hist, training, processes)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,8 @@ class Training:
             **self.task.get_checkpoint_state(),
             **self.task.get_checkpoint_state(ema=True),
         }
-        if self.scheduler:
-            state["scheduler"] = self.scheduler.state_dict()
+        if self._plateau:
+            state["scheduler"] = self._plateau.state_dict()
         if self.scaler:
             state[self.scaler.state_dict_key] = self.scaler.state_dict()
         return state
@@ -90,13 +91,16 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scaler and self.scaler.state_dict_key in state:
             self.scaler.load_state_dict(state[self.scaler.state_dict_key])
-        if self.scheduler is None:
-            return
-        if hasattr(self.scheduler, "lr_scheduler"):  # the plateau's, which has a memory; the others are functions
-            self.scheduler.load_state_dict(state.get("scheduler", self.scheduler.state_dict()))
-        else:
+        if self._plateau:
+            self._plateau.load_state_dict(state.get("scheduler", self._plateau.state_dict()))
+        elif self.scheduler:
             self.scheduler.step(progress.epoch)
             self.scheduler.step_update(progress.updates)
+
+    @property
+    def _plateau(self) -> Any | None:
+        """The one schedule with a memory, which timm leaves out of its state; the others are functions of the place."""
+        return getattr(self.scheduler, "lr_scheduler", None)
 
 
 class Checkpoints:
@@ -191,6 +195,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         InputError: it is not one, or it is damaged.
     """
     try:
+        with zipfile.ZipFile(path) as archive:  # torch writes checksums and does not look at them
+            damaged = archive.testzip()
+        if damaged:
+            raise ValueError(f"its part {damaged} does not have the checksum it was written with")
         state = torch.load(path, map_location="cpu", weights_only=True)
         return {"progress": state["progress"], **state}
     except Exception as error:  # torn files fail in many ways

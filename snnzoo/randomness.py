@@ -27,10 +27,10 @@ def seed_all(seed: int) -> None:
 
 def rng_state(device: torch.device) -> dict[str, Any]:
     """The state of all generators that a process on ``device`` draws from, in types that a checkpoint may hold."""
-    kind, keys, *rest = np.random.get_state()
+    _, keys, *rest = np.random.get_state()
     state = {
         "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "numpy": (torch.from_numpy(keys.astype(np.int64)), *rest),
         "torch": torch.get_rng_state(),
     }
     if device.type == "cuda":
@@ -40,9 +40,9 @@ def rng_state(device: torch.device) -> dict[str, Any]:
 
 def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
     """Restore what :func:`rng_state` returned."""
-    kind, keys, *rest = state["numpy"]
+    keys, *rest = state["numpy"]
     random.setstate(state["python"])
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)

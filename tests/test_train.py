@@ -1,6 +1,5 @@
 """The scripts, on a few real digits: training, resuming, measuring, and every bad input."""
 
-import csv
 import logging
 import shutil
 import subprocess
@@ -12,67 +11,10 @@ import timm
 import torch
 import yaml
 from conftest import ROOT
+from running import load, options, refuse, rows, taught
 from safetensors.torch import save_file
 
 import train_distill
-import validate
-from snnzoo import InputError
-from snnzoo.data import write_digits
-
-TINY = "depths=(1,1,1)"
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory):
-    """Eight training and four validation images of each digit."""
-    pytest.importorskip("sklearn")
-    folder = write_digits(tmp_path_factory.mktemp("digits"))
-    for split, keep in (("train", 8), ("validation", 4)):
-        for label in (folder / split).iterdir():
-            for path in sorted(label.iterdir())[keep:]:
-                path.unlink()
-    return folder
-
-
-@pytest.fixture(scope="session")
-def teacher(tmp_path_factory):
-    path = tmp_path_factory.mktemp("teacher") / "weights.safetensors"
-    torch.manual_seed(1)
-    save_file(timm.create_model("cifar_resnet20").state_dict(), path)
-    return path
-
-
-@pytest.fixture(autouse=True)
-def _quiet_root_logger():
-    """The scripts add handlers to the root logger; take them off again."""
-    before = logging.root.handlers[:]
-    yield
-    for handler in logging.root.handlers[:]:
-        if handler not in before:
-            logging.root.removeHandler(handler)
-            handler.close()
-
-
-def options(digits, output, *extra):
-    basic = (
-        f"--device cpu --data-dir {digits} --input-size 3 8 8 --batch-size 20 --workers 0 --epochs 1 --output {output}"
-    )
-    student = f"--model snn_resnet20_t2 --model-kwargs {TINY} --crop-padding 1 --hflip 0"
-    return [*basic.split(), *student.split(), *(str(word) for word in extra)]
-
-
-def taught(teacher):
-    return "--teacher", "cifar_resnet20", "--teacher-checkpoint", teacher
-
-
-def load(path):
-    return torch.load(path, weights_only=True)
-
-
-def rows(folder):
-    with (folder / "summary.csv").open() as file:
-        return list(csv.DictReader(file))
-
 
 # --- what must work ----------------------------------------------------------------------------------------------
 
@@ -82,13 +24,16 @@ def test_a_run_leaves_all_that_is_promised(digits, teacher, tmp_path):
     train_distill.main(options(digits, tmp_path, *extra, "--amp", "--clip-grad", 1.0, "--channels-last"))
     folder = tmp_path / "run"
     written = {path.name for path in folder.iterdir()}
-    assert {"last.pth.tar", "model_best.pth.tar", "summary.csv", "args.yaml", "train.log"} <= written
+    promised = {"last.pth.tar", "model_best.pth.tar", "checkpoint-0.pth.tar", "checkpoint-1.pth.tar", "summary.csv",
+                "summary.json", "args.yaml", "train.log"}  # fmt: skip
+    assert promised <= written
     assert not [name for name in written if "tmp" in name]
     table = rows(folder)
-    assert [row["epoch"] for row in table] == ["0", "1"]
+    assert [row["epoch"] for row in table] == [0, 1]
     wanted = {
         "train_loss", "train_task_loss", "train_kd_loss", "train_branch_1_loss", "train_branch_2_loss", "train_top1",
         "train_images_per_s", "eval_top1", "eval_top1_1", "eval_top1_2", "eval_similarity_1", "eval_ema_top1", "lr",
+        "eval_rate_stem", "eval_rate_layer1", "eval_rate_layer3",
     }  # fmt: skip
     assert wanted <= set(table[0])
     checkpoint = load(folder / "last.pth.tar")
@@ -96,29 +41,6 @@ def test_a_run_leaves_all_that_is_promised(digits, teacher, tmp_path):
     assert set(checkpoint["state_dict"]) == set(model.state_dict()) == set(checkpoint["state_dict_ema"])
     assert "adapters" in checkpoint["task_state"]
     assert yaml.safe_load((folder / "args.yaml").read_text())["teacher"] == "cifar_resnet20"
-
-
-@pytest.mark.parametrize("distilled", [True, False])
-def test_resumed_run_equals_uninterrupted_one(digits, teacher, tmp_path, distilled):
-    extra = ("--epochs", 3, "--model-ema", "--checkpoint-hist", 9, *(taught(teacher) if distilled else ()))
-    train_distill.main(options(digits, tmp_path, *extra, "--experiment", "whole"))
-    whole = load(tmp_path / "whole/last.pth.tar")
-
-    cut = tmp_path / "cut"
-    cut.mkdir()
-    shutil.copy(tmp_path / "whole/checkpoint-0.pth.tar", cut / "last.pth.tar")
-    (cut / "summary.csv").write_text((tmp_path / "whole/summary.csv").read_text())
-    train_distill.main(options(digits, tmp_path, *extra, "--resume", cut / "last.pth.tar"))
-    resumed = load(cut / "last.pth.tar")
-    for key in ("state_dict", "state_dict_ema", "optimizer", "task_state"):
-        if key in whole:
-            torch.testing.assert_close(resumed[key], whole[key], rtol=0, atol=0)
-    assert resumed["saver"]["best_metric"] == whole["saver"]["best_metric"]
-    timings = ("train_images_per_s", "eval_images_per_s")
-    for ours, theirs in zip(rows(cut), rows(tmp_path / "whole"), strict=True):
-        assert {k: v for k, v in ours.items() if k not in timings} == {
-            k: v for k, v in theirs.items() if k not in timings
-        }
 
 
 @pytest.mark.parametrize(
@@ -189,26 +111,7 @@ def test_every_recipe_is_understood():
         assert recipe.parent.name.startswith(args.model)
 
 
-def test_validate_measures_a_run(digits, tmp_path):
-    train_distill.main(options(digits, tmp_path, "--epochs", 1, "--experiment", "run"))
-    result = tmp_path / "result.json"
-    checkpoint = tmp_path / "run/last.pth.tar"
-    arguments = f"--data-dir {digits} --model snn_resnet20_t2 --model-kwargs {TINY} --checkpoint {checkpoint}".split()
-    validate.main([*arguments, *f"--input-size 3 8 8 --workers 0 --device cpu --results-file {result}".split()])
-    measured = yaml.safe_load(result.read_text())
-    assert measured["top1"] == pytest.approx(float(rows(tmp_path / "run")[0]["eval_top1"]))
-    assert (measured["images"], measured["num_steps"]) == (40, 2)
-    refuse("has no averaged weights", [*arguments, "--use-ema"], validate.main)
-    refuse("has no sub-folder 'vaildation', .* it has train, validation", [*arguments, "--split", "vaildation"],
-           validate.main)  # fmt: skip
-
-
 # --- what must not -----------------------------------------------------------------------------------------------
-
-
-def refuse(match, arguments, main=train_distill.main):
-    with pytest.raises(InputError, match=match):
-        main(arguments)
 
 
 def test_no_such_model_or_teacher(digits, teacher, tmp_path):
@@ -271,6 +174,8 @@ def test_damaged_checkpoints(digits, tmp_path):
 
 def test_a_run_is_never_overwritten(digits, teacher, tmp_path):
     train_distill.main(options(digits, tmp_path, "--epochs", 1, "--experiment", "run"))
+    logging.root.handlers[-1].close()  # this process's log file, which lives until the test's end
+    logging.root.removeHandler(logging.root.handlers[-1])
     before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     again = options(digits, tmp_path, "--epochs", 1, "--experiment", "run")
     last = tmp_path / "run/last.pth.tar"
@@ -312,7 +217,7 @@ def test_options_that_do_not_go_together(digits, teacher, tmp_path):
     refuse("--vflip does nothing with --crop-padding", [*run, "--vflip", "0.5"])
     refuse("--teacher-checkpoint does nothing without --teacher", [*run, "--teacher-checkpoint", "x.pth"])
     refuse("--alpha does nothing without --teacher", [*run, "--alpha", "0.7"])
-    refuse("--grad-checkpointing does nothing without --grad-method bptt", [*run, "--grad-checkpointing"])
+    refuse("--grad-checkpointing does nothing for rate-based", [*run, "--grad-checkpointing"])
     refuse("--opt nonsense does not fit", [*run, "--opt", "nonsense"])
     refuse("--sched nonsense does not fit", [*run, "--sched", "nonsense"])
     refuse("--input-size, --mean or --std does not fit", [*run, "--mean", "0.1", "0.2"])
@@ -323,7 +228,6 @@ def test_options_that_do_not_go_together(digits, teacher, tmp_path):
     refuse("policy 'original' is not for padded crops", options(digits, tmp_path, "--aa", "original"))
     refuse("branches: no '7'", options(digits, tmp_path, *taught(teacher), "--branches", "7"))
     refuse("alpha must lie in", options(digits, tmp_path, *taught(teacher), "--alpha", "2"))
-    refuse("nothing to measure", ["--model", "cifar_resnet20"], validate.main)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 

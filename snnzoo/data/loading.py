@@ -133,9 +133,8 @@ def fingerprint(dataset) -> dict[str, Any]:
     if isinstance(dataset, IterableDataset):
         return found
     digest = hashlib.sha256()
-    samples = getattr(getattr(dataset, "reader", dataset), "samples", None) or getattr(dataset, "targets", [])
-    for sample in samples:
-        name, label = (sample[0], sample[-1]) if isinstance(sample, tuple) else ("", sample)
+    for sample in getattr(getattr(dataset, "reader", dataset), "samples", getattr(dataset, "targets", ())):
+        name, label = (sample[0], sample[-1]) if np.ndim(sample) else ("", sample)
         digest.update(f"{Path(getattr(name, 'name', str(name))).name}:{label};".encode())
     transform, dataset.transform = dataset.transform, None
     try:
