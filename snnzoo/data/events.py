@@ -172,7 +172,8 @@ def read_events(path: Path) -> np.ndarray:
     try:
         if path.suffix == ".aedat4":
             events = read_aedat4(str(path))
-            return make_structured_array(events["x"], events["y"], events["t"], events["on"])
+            t, x, y, p = (events[name] for name in events.dtype.names)  # in this order, as tonic takes them
+            return make_structured_array(x, y, t, p)
         version, start, *_ = read_aedat_header_from_file(str(path))
         raw = get_aer_events_from_file(str(path), version, start)
     except Exception as error:  # tonic's errors are of every kind
