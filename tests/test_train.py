@@ -1,9 +1,16 @@
 """The scripts, on a few real digits: training, resuming, measuring, and every bad input."""
 
+import hashlib
+import http.server
+import json
+import os
 import shutil
 import subprocess
 import sys
 import tarfile
+import threading
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import timm
@@ -14,6 +21,8 @@ from running import load, options, refuse, rows, taught
 from safetensors.torch import save_file
 
 import train_distill
+from snnzoo import InputError
+from snnzoo.data.batches import SeededDataset
 
 # --- what must work ----------------------------------------------------------------------------------------------
 
@@ -101,13 +110,104 @@ def test_the_options_of_a_run_can_be_used_again(digits, teacher, tmp_path):
     torch.testing.assert_close(after["state_dict"], before["state_dict"], rtol=0, atol=0)
 
 
-def test_every_recipe_is_understood():
-    recipes = sorted((ROOT / "hub_configs").glob("*/recipe.yaml"))
-    assert recipes
-    for recipe in recipes:
-        args = train_distill.parse_with_config(train_distill.make_parser(), ["-c", str(recipe)])
-        assert timm.is_model(args.model)
-        assert recipe.parent.name.startswith(args.model)
+RECIPES = sorted((ROOT / "hub_configs").glob("*/recipe.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.parent.name)
+def test_every_recipe_is_understood(recipe):
+    args = train_distill.parse_with_config(train_distill.make_parser(), ["-c", str(recipe), "--epochs", "7"])
+    train_distill.check_options(args)
+    assert (args.epochs, args.branches, args.alpha) == (7, "main", 0.5)
+    assert recipe.parent.name.startswith(f"{args.model}.")
+    if not timm.is_model(args.model):
+        pytest.skip(f"{args.model} is not in the zoo")
+    assert timm.is_model(args.teacher)
+
+
+def test_there_is_a_recipe_for_every_row_of_the_paper():
+    names = {path.parent.name for path in RECIPES}
+    for tag in ("c10", "c100"):
+        assert {f"snn_resnet18_t{t}.{tag}" for t in (2, 4, 6)} | {f"snn_resnet19_t2.{tag}"} <= names
+    assert {"snn_sew_resnet34_t4.in1k", "snn_preact_resnet34_t4.in1k", "snn_preact_resnet34_t4.in1k_resnet50"} <= names
+    assert "snn_resnet19_t4.c10dvs" in names
+
+
+def test_a_recipe_runs_on_the_digits(digits, teacher, tmp_path):
+    recipe = ROOT / "hub_configs/snn_resnet20_t4.c10/recipe.yaml"
+    run = options(digits, tmp_path, "-c", recipe, "--teacher-checkpoint", teacher, "--experiment", "run")
+    train_distill.main(run)
+    assert yaml.safe_load((tmp_path / "run/args.yaml").read_text())["aa"] == "cifar10"
+
+
+@pytest.mark.parametrize("extra", [("--mixup", 0.8), ("--cutmix", 1.0, "--mixup", 0.2, "--smoothing", 0.1)])
+def test_mixed_labels(digits, teacher, tmp_path, extra):
+    train_distill.main(options(digits, tmp_path, *taught(teacher), *extra, "--experiment", "run"))
+    assert rows(tmp_path / "run")[0]["train_loss"] > 0
+    refuse("--batch-size must be even, got 5", options(digits, tmp_path, *extra, "--batch-size", 5))
+
+
+def test_the_loss_gradient_can_be_scaled(digits, tmp_path):
+    """By SGD without momentum and decay: half the gradient is half the learning rate."""
+    plain = options(digits, tmp_path, "--momentum", 0, "--weight-decay", 0, "--lr", 0.05, "--sched", "none")
+    train_distill.main([*plain, "--loss-grad-scale", "0.5", "--experiment", "a"])
+    train_distill.main([*plain, "--lr", "0.025", "--experiment", "b"])
+    a, b = (load(tmp_path / name / "last.pth.tar")["state_dict"] for name in "ab")
+    torch.testing.assert_close(a, b)
+    train_distill.main([*plain, "--experiment", "c"])
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(a, load(tmp_path / "c/last.pth.tar")["state_dict"])
+
+
+@pytest.mark.slow
+def test_a_teacher_from_the_hub(digits, tmp_path):
+    """Pulled by huggingface_hub itself from a server on this machine that answers as the Hub does."""
+    torch.manual_seed(0)
+    model = timm.create_model("resnet18", num_classes=10)
+    files = tmp_path / "hub"
+    files.mkdir()
+    save_file(model.state_dict(), files / "model.safetensors")
+    config = {"architecture": "resnet18", "num_classes": 10, "num_features": 512,
+              "pretrained_cfg": {"tag": "digits", "mean": [0.5] * 3, "std": [0.5] * 3, "input_size": [3, 32, 32],
+                                 "num_classes": 10, "first_conv": "conv1", "classifier": "fc"}}  # fmt: skip
+    (files / "config.json").write_text(json.dumps(config))
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        asked: ClassVar[list] = []
+
+        def do_HEAD(self):
+            self.answer()
+
+        def do_GET(self):
+            self.wfile.write(self.answer())
+
+        def answer(self):
+            self.asked.append(self.path)
+            path = files / self.path.rsplit("/", 1)[-1]
+            found = "/someone/teacher/resolve/" in self.path and path.is_file()
+            content = path.read_bytes() if found else b""
+            self.send_response(200 if found else 404)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+            self.send_header("X-Repo-Commit", "0" * 40)
+            if not found:
+                self.send_header("X-Error-Code", "EntryNotFound")
+            self.end_headers()
+            return content
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    run = options(digits, tmp_path, "--teacher", "hf-hub:someone/teacher", "--experiment", "run")
+    environment = os.environ | {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "h")}
+    command = [sys.executable, str(ROOT / "train_distill.py"), *run, "--input-size", "3", "32", "32"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=200)
+    server.shutdown()
+    server.server_close()
+    assert result.returncode == 0, result.stderr
+    assert any(path.endswith("model.safetensors") for path in Hub.asked)
+    assert rows(tmp_path / "run")[0]["train_kd_loss"] > 0
 
 
 # --- what must not -----------------------------------------------------------------------------------------------
@@ -146,6 +246,38 @@ def test_data_folder_missing_empty_or_wrong(digits, tmp_path):
     refuse("name different classes", options(tmp_path / "half", tmp_path / "out"))
     refuse("fewer images", options(digits, tmp_path / "out", "--batch-size", 100))
     assert not (tmp_path / "out").exists()
+
+
+def test_samples_that_cannot_be_used(digits, tmp_path):
+    shutil.copytree(digits, tmp_path / "data")
+    path = sorted((tmp_path / "data/train/4").iterdir())[0]
+    path.write_bytes(path.read_bytes()[:60])
+    refuse(f"sample '{path}' cannot be read, mend or remove it", options(tmp_path / "data", tmp_path))
+    run = options(tmp_path / "data", tmp_path, "--workers", 2)
+    with pytest.raises(InputError, match=f"sample '{path}' cannot be read"):  # from another process
+        train_distill.main(run)
+    dataset = SeededDataset([("image", 3), ("image", 12), ("image", -1)], num_classes=10)
+    assert dataset[0] == ("image", 3)
+    for index, label in ((1, 12), (2, -1)):
+        with pytest.raises(InputError, match=f"number {index} has label {label}, the model has 10 classes"):
+            dataset[index]
+
+
+def test_numbers_out_of_range(digits, tmp_path):
+    for option in ("batch-size", "epochs", "grad-accum-steps", "checkpoint-hist", "log-interval"):
+        refuse(f"--{option} must be at least 1, got 0", options(digits, tmp_path, f"--{option}", 0))
+    refuse("--model-ema-decay does nothing without", options(digits, tmp_path, "--model-ema-decay", 0.5))
+    refuse("--mixup-prob does nothing without", options(digits, tmp_path, "--mixup-prob", 0.5))
+    refuse("--roll does nothing without event frames", options(digits, tmp_path, "--roll", 2))
+
+
+def test_a_folder_that_cannot_be_written_to(digits, tmp_path):
+    if not Path("/sys/kernel").exists():
+        pytest.skip("no folder on this machine that not even its administrator can write to")
+    refuse("the run's folder '/sys/run' cannot be written to: .*; choose another --output",
+           options(digits, "/sys", "--experiment", "run"))  # fmt: skip
+    (tmp_path / "file").touch()
+    refuse("cannot be written to: Not a directory", options(digits, tmp_path / "file", "--experiment", "run"))
 
 
 @pytest.mark.parametrize("steps", [0, -3])

@@ -53,7 +53,8 @@ class _Checked:
     def __init__(self, dataset: Any, num_classes: int, seed: int = 0):
         self.dataset, self.epoch = dataset, 0
         self.num_classes, self._seed = num_classes, seed
-        dataset._max_retries = 1  # timm would put the next image in the place of one that it cannot read
+        if hasattr(dataset, "_max_retries"):
+            dataset._max_retries = 1  # timm would put the next image in the place of one that it cannot read
 
     def _check(self, sample: tuple, name: Callable[[], str]) -> tuple:
         if not 0 <= int(sample[1]) < self.num_classes:
