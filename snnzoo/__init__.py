@@ -11,8 +11,9 @@ first axis, ``[T, B, ...]``. Suffixes: T steps, B batch, C channels, H, W.
 
 from snnzoo import models
 from snnzoo.errors import InputError
+from snnzoo.folding import fuse
 from snnzoo.fused import set_backend
 from snnzoo.neurons import LIFParams, Surrogate
 from snnzoo.version import __version__
 
-__all__ = ["InputError", "LIFParams", "Surrogate", "__version__", "models", "set_backend"]
+__all__ = ["InputError", "LIFParams", "Surrogate", "__version__", "fuse", "models", "set_backend"]

@@ -5,6 +5,9 @@ Each takes either a plain tensor ``[T, B, ...]`` (evaluation, and training by ba
 What enters neurons may be a :class:`~snnzoo.current.Current` of either, a sum still to be added up.
 """
 
+from collections.abc import Callable
+
+from timm.layers import drop_path
 from torch import Tensor, nn
 
 from snnzoo import rate
@@ -96,3 +99,53 @@ def to_rate(x: TimeSeries) -> Tensor:
     """The mean over time ``[B, ...]``, inside the graph."""
     x = settle(x)
     return x.rate if isinstance(x, Signal) else rate.time_mean(x)
+
+
+class Linear(nn.Linear):
+    """Linear layer at every step: ``[T, B, F]`` in and out."""
+
+    def forward(self, x: TimeSeries) -> TimeSeries:
+        x = settle(x)
+        return rate.linear(x, self) if isinstance(x, Signal) else super().forward(x)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: of a sample, a branch is left out at all steps, or kept and divided by the chance of that.
+
+    Args:
+        drop_prob: the chance of leaving it out.
+    """
+
+    def __init__(self, drop_prob: float):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x: TimeSeries) -> TimeSeries:
+        if not self.training:
+            return x
+        x = settle(x)
+        one = x.rate if isinstance(x, Signal) else x[0]
+        kept = drop_path(one.new_ones(one.shape[0], 1, 1, 1), self.drop_prob, training=True)
+        return elementwise(lambda values: values * kept, x)
+
+    def extra_repr(self) -> str:
+        return f"drop_prob={self.drop_prob}"
+
+
+def elementwise(fn: Callable[..., Tensor], *xs: TimeSeries) -> TimeSeries:
+    """``fn`` of one or more time series, step by step; one that is not linear, like a product, acts on the rates."""
+    xs = [settle(x) for x in xs]
+    return rate.elementwise(fn, *xs) if isinstance(xs[0], Signal) else fn(*xs)
+
+
+def spatial(x: TimeSeries, fn: Callable[[Tensor], Tensor]) -> TimeSeries:
+    """A parameter-free map ``fn`` of ``[B, C, H, W]``, step by step."""
+    x = settle(x)
+    return rate.spatial(x, fn) if isinstance(x, Signal) else rate.per_step(fn, x)
+
+
+def add(a: TimeSeries, b: TimeSeries) -> TimeSeries:
+    """``a + b``, in a form that ``torch.compile`` can follow where one is a Current and the other a tensor."""
+    if isinstance(a, Current):
+        return a.__add__(b)
+    return b.__add__(a) if isinstance(b, Current) else a + b

@@ -182,3 +182,17 @@ def spatial(x: Signal, fn: Callable[[Tensor], Tensor]) -> Signal:
     with torch.no_grad():
         steps = per_step(fn, x.steps)
     return Signal(steps, fn(x.rate))
+
+
+def linear(x: Signal, fc: nn.Linear) -> Signal:
+    """A linear layer on a Signal ``[T, B, F]``; it is cheap, so its rate is computed, not recorded."""
+    with torch.no_grad():
+        steps = nn.functional.linear(x.steps, fc.weight, fc.bias)
+    return Signal(steps, nn.functional.linear(x.rate, fc.weight, fc.bias))
+
+
+def elementwise(fn: Callable[..., Tensor], *xs: Signal) -> Signal:
+    """``fn`` of Signals, element by element. One that is not linear, like a product, is applied to the rates."""
+    with torch.no_grad():
+        steps = fn(*(x.steps for x in xs))
+    return Signal(steps, fn(*(x.rate for x in xs)))

@@ -1,11 +1,14 @@
-"""Firing rates against a count by hand."""
+"""Firing rates against a count by hand; the table of models against other people's counts."""
+
+from pathlib import Path
 
 import pytest
 import timm
 import torch
+import torchvision
 
 from snnzoo import InputError
-from snnzoo.analysis import firing_rates
+from snnzoo.analysis import firing_rates, table
 from snnzoo.layers import LIF
 
 
@@ -30,3 +33,27 @@ def test_firing_rates():
 def test_an_ann_does_not_fire():
     with pytest.raises(InputError, match="ResNet has no LIF layers"):
         firing_rates(timm.create_model("cifar_resnet20"), [])
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50])
+def test_macs_are_torchvisions(depth):
+    published = torchvision.models.get_model_weights(f"resnet{depth}").IMAGENET1K_V1.meta
+    model = timm.create_model(f"snn_sew_resnet{depth}_t1", device="meta")
+    assert sum(p.numel() for p in model.parameters()) == published["num_params"]
+    assert table.count_macs(model, (3, 224, 224)) / 1e9 == pytest.approx(published["_ops"], abs=6e-4)
+    assert model.training
+
+
+def test_the_page_of_models_is_current():
+    page = Path(__file__).parent.parent / "docs/models.md"
+    assert table.update(page) == page.read_text(), "run: python -m snnzoo.analysis.table"
+    text = table.model_table()
+    rows = [name.rpartition("_t")[0] for name in timm.list_models("snn_*")]
+    assert all(f"`{row}_tT`" in text for row in rows)
+    assert all(f"`{name}`" in text for name in timm.list_models("cifar_*"))
+
+
+def test_a_page_without_marks(tmp_path):
+    (tmp_path / "page.md").write_text("# Models")
+    with pytest.raises(InputError, match="page.md' has no lines '<!-- table"):
+        table.update(tmp_path / "page.md")

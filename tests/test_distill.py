@@ -29,8 +29,8 @@ def make_task(student="snn_resnet20_t2", teacher="cifar_resnet20", size=16, **kw
 
 @pytest.mark.parametrize("name", TEACHERS)
 def test_any_teacher_can_be_entered_after_any_stage(name):
-    model = timm.create_model(name, num_classes=7)
-    x = torch.randn(3, 3, 32, 32)
+    model = timm.create_model(name, num_classes=7).double()
+    x = torch.randn(3, 3, 32, 32, dtype=torch.float64)
     logits = model.eval()(x)
     captured = []
     hooks = [

@@ -10,15 +10,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from snnzoo import LIFParams, Surrogate
 from snnzoo.layers import LIF, BatchNorm2d, Conv2d, MaxPool2d, hold, settle
-from snnzoo.models import SpikingResNet
+from snnzoo.models import SpikingPreActResNet, SpikingResNet, SpikingSEWResNet, SpikingVGG
 from snnzoo.rate import Signal
 
 NEURONS = [(reset, detach) for reset in ("soft", "hard") for detach in (True, False)]
 
 
-def small_net(**kwargs):
-    """A residual net with an identity and a convolutional shortcut."""
-    net = SpikingResNet(depths=(2, 1), channels=(6, 8), num_classes=5, **kwargs)
+def small_net(cls=SpikingResNet, **kwargs):
+    """By default a residual net with an identity and a convolutional shortcut."""
+    net = cls(**{**dict(depths=(2, 1), channels=(6, 8), num_classes=5), **kwargs})
     for module in net.modules():  # away from the defaults, so that a forgotten weight or bias shows
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -71,16 +71,25 @@ def test_equals_bptt_at_one_step_for_every_surrogate(name):
 
 
 class TwoPasses:
-    """Eqs. 13-17 without any of our code: a spike pass that records, then a rate pass that convolves again."""
+    """Eqs. 13-17 without any of our code: a spike pass that records, then a rate pass that computes everything again.
 
-    def __init__(self, net, reset, detach, decay, threshold, alpha):
-        self.p = dict(net.named_parameters())
+    The networks' structure is spelled out below, family by family; from ours it takes parameters and strides.
+
+    Args:
+        recorded: a convolution's value in the rate pass is the mean of what it gave in the spike pass. It is that
+            anyway until something that is not linear over time, like max pooling, has acted on the rates.
+    """
+
+    def __init__(self, net, reset="soft", detach=True, decay=0.2, threshold=1.0, alpha=4.0, recorded=True):
+        self.model, self.p, self.recorded = net, dict(net.named_parameters()), recorded
         self.reset, self.detach, self.decay, self.threshold, self.alpha = reset, detach, decay, threshold, alpha
         self.record = {}
 
     # Spike pass: x is a list over time of [B, ...].
     def spike_conv(self, name, x, **kw):
-        return [F.conv2d(x_t, self.p[f"{name}.weight"], **kw) for x_t in x]
+        out = [F.conv2d(x_t, self.p[f"{name}.weight"], **kw) for x_t in x]
+        self.record[name] = torch.stack(out).mean(0)
+        return out
 
     def spike_bn(self, name, x):
         samples = torch.cat(x).transpose(0, 1).flatten(1)
@@ -109,9 +118,13 @@ class TwoPasses:
         self.record[name] = torch.stack(out).mean(0), g
         return out
 
+    def spike_map(self, fn, *xs):
+        return [fn(*x_t) for x_t in zip(*xs, strict=True)]
+
     # Rate pass: x is one [B, ...] in a graph.
     def rate_conv(self, name, x, **kw):
-        return F.conv2d(x, self.p[f"{name}.weight"], **kw)
+        y = F.conv2d(x, self.p[f"{name}.weight"], **kw)
+        return self.record[name] + (y - y.detach()) if self.recorded else y
 
     def rate_bn(self, name, x):
         rec_mean, rec_var = self.record[name]
@@ -125,55 +138,128 @@ class TwoPasses:
         rate, g = self.record[name]
         return rate + g * (x - x.detach())
 
-    def net(self, mode, x):
-        """small_net, its names spelled out."""
-        conv, bn, lif = (getattr(self, f"{mode}_{kind}") for kind in ("conv", "bn", "lif"))
+    def rate_map(self, fn, *xs):
+        return fn(*xs)
 
-        def add(a, b):
-            return a + b if mode == "rate" else [i + j for i, j in zip(a, b, strict=True)]
+    # The same for both.
+    def use(self, mode):
+        self.conv, self.bn, self.lif, self.map = (
+            getattr(self, f"{mode}_{kind}") for kind in ("conv", "bn", "lif", "map")
+        )
 
-        x = lif("act1", bn("bn1", conv("conv1", x, padding=1)))
-        for block, stride in (("layer1.0", 1), ("layer1.1", 1), ("layer2.0", 2)):
-            y = lif(f"{block}.act1", bn(f"{block}.bn1", conv(f"{block}.conv1", x, padding=1, stride=stride)))
-            y = bn(f"{block}.bn2", conv(f"{block}.conv2", y, padding=1))
-            if stride == 2:
-                x = bn(f"{block}.downsample.1", conv(f"{block}.downsample.0", x, stride=2))
-            x = lif(f"{block}.act2", add(y, x))
-        return x
+    def conv_bn(self, conv, bn, x):
+        kernel = self.p[f"{conv}.weight"].shape[-1]
+        return self.bn(bn, self.conv(conv, x, padding=kernel // 2, stride=self.model.get_submodule(conv).stride))
+
+    def unit(self, block, i, x):
+        return self.conv_bn(f"{block}.conv{i}", f"{block}.bn{i}", x)
+
+    def shortcut(self, block, x):
+        if f"{block}.downsample.0.weight" not in self.p:
+            return x
+        return self.conv_bn(f"{block}.downsample.0", f"{block}.downsample.1", x)
+
+    def resnet_block(self, block, x):
+        y = self.unit(block, 2, self.lif(f"{block}.act1", self.unit(block, 1, x)))
+        return self.lif(f"{block}.act2", self.map(torch.add, y, self.shortcut(block, x)))
+
+    def preact_block(self, block, x):
+        y = self.unit(block, 1, self.lif(f"{block}.act1", x))
+        y = self.unit(block, 2, self.lif(f"{block}.act2", y))
+        return self.map(torch.add, y, self.shortcut(block, x))
+
+    def sew_block(self, block, x):
+        connect = self.model.get_submodule(block).connect.name
+        y = x
+        for i in (1, 2, 3):
+            if f"{block}.conv{i}.weight" in self.p:
+                y = self.lif(f"{block}.act{i}", self.unit(block, i, y))
+        shortcut = self.shortcut(block, x)
+        if shortcut is not x:
+            shortcut = self.lif(f"{block}.downsample.2", shortcut)
+        fn = {"add": lambda a, s: a + s, "and": lambda a, s: a * s, "iand": lambda a, s: (1 - a) * s}[connect]
+        return self.map(fn, y, shortcut)
+
+    def vgg_block(self, block, x):
+        return self.lif(f"{block}.act1", self.unit(block, 1, x))
+
+    def net(self, x):
+        family = FAMILIES[type(self.model)]
+        x = self.conv_bn("conv1", "bn1", x)
+        if family != "preact":
+            x = self.lif("act1", x)
+        if self.p["conv1.weight"].shape[-1] == 7:
+            x = self.map(lambda x_t: F.max_pool2d(x_t, 3, 2, 1), x)
+        for stage in self.model.stage_names:
+            for i in range(len(self.model.get_submodule(stage))):
+                x = getattr(self, f"{family}_block")(f"{stage}.{i}", x)
+        if "head_fc.weight" in self.p:
+            x = self.map(lambda x_t: F.linear(x_t.mean((2, 3)), self.p["head_fc.weight"], self.p["head_fc.bias"]), x)
+            return self.lif("head_act", x)
+        return self.map(lambda x_t: x_t.mean((2, 3)), x)
 
     def logits(self, frames):
         """frames: list over time of [B, C, H, W]."""
+        self.use("spike")
         with torch.no_grad():
-            self.net("spike", frames)
-        rates = self.net("rate", torch.stack(frames).mean(0))
-        return F.linear(rates.mean((2, 3)), self.p["fc.weight"], self.p["fc.bias"])
+            self.net(frames)
+        self.use("rate")
+        return F.linear(self.net(torch.stack(frames).mean(0)), self.p["fc.weight"], self.p["fc.bias"])
+
+
+def assert_two_passes_agree(net, frames, static, rtol, **neuron):
+    """Logits and gradients of ``net`` are those of the reference."""
+    target = torch.arange(len(frames[0])) % 5
+    logits_ref = TwoPasses(net, **neuron).logits(frames)
+    net.zero_grad()
+    F.cross_entropy(logits_ref, target).backward()
+    expected = {name: p.grad.clone() for name, p in net.named_parameters()}
+    assert all(grad.norm() > 1e-8 for grad in expected.values())
+    logits, got = loss_and_grads(net, frames[0] if static else torch.stack(frames, 1), target)
+    torch.testing.assert_close(logits, logits_ref.detach())
+    assert_same_grads(got, expected, rtol)
+
+
+def random_frames(num_steps, static, *shape):
+    frames = [torch.randn(shape, dtype=torch.float64) for _ in range(num_steps)]
+    return frames[:1] * num_steps if static else frames
 
 
 @pytest.mark.parametrize(("reset", "detach"), NEURONS)
 @pytest.mark.parametrize("num_steps", [2, 5])
 @pytest.mark.parametrize("static", [True, False])
 def test_whole_net_equals_two_plain_passes(reset, detach, num_steps, static):
-    neuron = dict(reset=reset, detach_reset=detach, decay=0.3, threshold=0.8)
-    net = small_net(num_steps=num_steps, surrogate=Surrogate("sigmoid", 3.0), **neuron)
-    frames = [torch.randn(4, 3, 9, 7, dtype=torch.float64) for _ in range(num_steps)]
-    frames = frames[:1] * num_steps if static else frames
-    target = torch.tensor([0, 1, 2, 3])
+    neuron = dict(reset=reset, decay=0.3, threshold=0.8)
+    net = small_net(num_steps=num_steps, surrogate=Surrogate("sigmoid", 3.0), detach_reset=detach, **neuron)
+    frames = random_frames(num_steps, static, 4, 3, 9, 7)
+    assert_two_passes_agree(net, frames, static, 1e-4, detach=detach, alpha=3.0, **neuron)
 
-    reference = TwoPasses(net, reset, detach, 0.3, 0.8, 3.0)
-    logits_ref = reference.logits(frames)
-    net.zero_grad()
-    F.cross_entropy(logits_ref, target).backward()
-    expected = {name: p.grad.clone() for name, p in net.named_parameters()}
 
-    logits, got = loss_and_grads(net, frames[0] if static else torch.stack(frames, 1), target)
-    torch.testing.assert_close(logits, logits_ref.detach())
-    assert_same_grads(got, expected, 1e-4)
+FAMILIES = {SpikingResNet: "resnet", SpikingPreActResNet: "preact", SpikingSEWResNet: "sew", SpikingVGG: "vgg"}
+IMAGENET = dict(stem="imagenet", depths=(2, 1), channels=(6, 8))
+NETS = [
+    (SpikingResNet, IMAGENET),
+    (SpikingResNet, dict(head_width=7, depths=(1, 1), channels=(6, 8))),
+    (SpikingPreActResNet, IMAGENET),
+    *((SpikingSEWResNet, dict(connect=connect, **IMAGENET)) for connect in ("add", "and", "iand")),
+    (SpikingSEWResNet, dict(stem="imagenet", depths=(2, 1), channels=(8, 16), bottleneck=True)),
+    (SpikingVGG, dict(depths=(1, 2), channels=(6, 8))),
+]
+
+
+@pytest.mark.parametrize(("cls", "kwargs"), NETS)
+@pytest.mark.parametrize("static", [True, False])
+def test_every_family_equals_two_plain_passes(cls, kwargs, static):
+    net = small_net(cls, num_steps=3, threshold=0.5, **kwargs)
+    if net.has_hidden_head:
+        net.head_fc.weight.data.normal_()
+    assert_two_passes_agree(net, random_frames(3, static, 4, 3, 34, 30), static, 1e-4, threshold=0.5)
 
 
 def test_input_gradient_equals_two_plain_passes():
     net = small_net(num_steps=3)
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
-    expected = torch.autograd.grad(TwoPasses(net, "soft", True, 0.2, 1.0, 4.0).logits([x] * 3).sum(), x)[0]
+    expected = torch.autograd.grad(TwoPasses(net).logits([x] * 3).sum(), x)[0]
     torch.testing.assert_close(torch.autograd.grad(net(x).sum(), x)[0], expected)
 
 

@@ -10,6 +10,7 @@ from timm.task import DistillationTeacher
 from torch import Tensor, fx, nn
 
 from snnzoo.errors import InputError
+from snnzoo.folding import fuse
 from snnzoo.weights import create_model
 
 
@@ -59,8 +60,17 @@ def probe_model(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[Ten
         raise InputError(f"teacher {model_name(model)!r} does not take images of size {input_size}: {error}") from error
 
 
+def _without_norms(model: nn.Module, input_size: tuple[int, int, int]) -> nn.Module:
+    try:
+        return fuse(model, input_size)
+    except InputError:  # it takes such images, so it cannot be fused: it teaches as it is
+        return model
+
+
 class FrozenTeacher(DistillationTeacher):
     """A teacher that stays in evaluation mode, gets no gradients, and normalises as many channels as it takes.
+
+    It is a fused copy of the model (:func:`snnzoo.fuse`), or the model itself where that is not possible.
 
     Args:
         model: any timm model with weights.
@@ -71,9 +81,9 @@ class FrozenTeacher(DistillationTeacher):
     """
 
     def __init__(self, model: nn.Module, input_size: tuple[int, int, int]):
-        super().__init__(model)
+        probe_model(model, input_size)
+        super().__init__(_without_norms(model, input_size))
         self.requires_grad_(False)
-        self._probe = probe_model(model, input_size)
         for name in ("mean_kd", "std_kd"):
             value = adapt_to_chs(getattr(self, name).flatten().tolist(), input_size[0])
             self.register_buffer(name, torch.tensor(value).view(1, -1, 1, 1), persistent=False)
@@ -116,7 +126,7 @@ class StagedTeacher(FrozenTeacher):
             raise self._refusal("it has no feature_info")
         # Kept as a plain list: the segments share the model's own modules, which are registered once.
         self._segments = self._cut()
-        self.feature_shapes = self._prove([point["num_chs"] for point in info])
+        self.feature_shapes = self._prove([point["num_chs"] for point in info], input_size)
 
     def _refusal(self, reason: str) -> InputError:
         return InputError(
@@ -163,8 +173,8 @@ class StagedTeacher(FrozenTeacher):
         return fx.GraphModule(self.model, segment)
 
     @torch.no_grad()
-    def _prove(self, channels: list[int]) -> list[tuple[int, int, int]]:
-        probe, expected = self._probe
+    def _prove(self, channels: list[int], input_size: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+        probe, expected = probe_model(self.model, input_size)
         features, _ = self.forward_features(probe)
         for index, (point, feature, num_chs) in enumerate(zip(self.points, features, channels, strict=True)):
             if feature.ndim != 4 or feature.shape[1] != num_chs:

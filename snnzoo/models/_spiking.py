@@ -1,68 +1,140 @@
-"""What every spiking family shares: the number of steps, the way gradients are taken, and the coding of the input."""
+"""What every spiking family shares: the neuron, the number of steps, the kind of gradient, the input's coding."""
 
+from functools import partial
+
+import torch.fx
+from timm.layers import SelectAdaptivePool2d, register_notrace_module
 from torch import Tensor, nn
 
+from snnzoo import layers
 from snnzoo.errors import InputError
-from snnzoo.layers import TimeSeries
+from snnzoo.layers import LIF, Signal, TimeSeries, hold, settle, spatial, to_rate
+from snnzoo.models._base import Layers, check_choice
 from snnzoo.neurons import LIFParams, Surrogate
-from snnzoo.rate import Signal, time_mean
+from snnzoo.rate import time_mean
 
 GRAD_METHODS = ("rate", "bptt")
 
+# torch.fx is to see the layers and functions that know about time as wholes.
+for _layer in (layers.Conv2d, layers.BatchNorm2d, layers.MaxPool2d, layers.Linear, layers.DropPath, LIF):
+    register_notrace_module(_layer)
+for _function in ("encode", "hold", "pool_steps", "settle", "to_rate"):
+    torch.fx.wrap(_function)
+
+
+def encode(x: Tensor, in_chans: int, num_steps: int, as_signal: bool) -> tuple[TimeSeries, int]:
+    """Direct coding: the image itself is the input current of every step.
+
+    Args:
+        x: ``[B, C, H, W]``, the same image at every step, or ``[B, T, C, H, W]``, a frame for each step.
+        in_chans: C.
+        num_steps: T for images.
+        as_signal: for rate-based backpropagation.
+
+    Returns:
+        The time series that the layers pass on, time-major (one step long for a static image, so that what comes
+        before the first neuron is computed once), and T.
+
+    Raises:
+        InputError: ``x`` has another number of axes or channels.
+    """
+    if x.ndim not in (4, 5) or x.shape[-3] != in_chans or 0 in x.shape:
+        raise InputError(
+            f"input of shape {tuple(x.shape)}: expected images [B, {in_chans}, H, W] or frames "
+            f"[B, T, {in_chans}, H, W]; a model with other input channels is made by create_model(…, in_chans=…)"
+        )
+    steps, num_steps = (x.unsqueeze(0), num_steps) if x.ndim == 4 else (x.transpose(0, 1), x.shape[1])
+    if as_signal:
+        return Signal(steps.detach(), time_mean(steps)), num_steps
+    return steps, num_steps
+
+
+def pool_steps(x: TimeSeries, pool_type: str) -> TimeSeries:
+    """Global pooling at every step: ``[T, B, C, H, W]`` to ``[T, B, F]``. One that is not linear acts on the rates."""
+    return spatial(x, SelectAdaptivePool2d(pool_type=pool_type, flatten=True))
+
 
 class SpikingModel(nn.Module):
-    """Base of the spiking families; sits before the family's network in the class's bases.
+    """Base of the spiking families; sits before :class:`~snnzoo.models._base.StagedNet` in the class's bases.
+
+    Feature maps are firing rates, means over time (of currents, where a family's stages pass on currents); so the
+    logits, linear in them, are averages over time.
 
     Args:
         num_steps: T, the number of time steps a static image is shown for; may be changed later.
         grad_method: ``'rate'`` (rate-based backpropagation) or ``'bptt'`` (surrogate gradients through time); used in
             training mode, may be changed later. In evaluation mode gradients, if asked for, go through time.
+        decay, threshold, reset, detach_reset, surrogate: the neuron, see :class:`~snnzoo.neurons.LIFParams`; the
+            surrogate by name or as a :class:`~snnzoo.neurons.Surrogate`.
+        **kwargs: as for :class:`~snnzoo.models._base.StagedNet`.
 
     Raises:
         InputError: a value outside its range.
     """
 
-    def __init__(self, *args, num_steps: int = 4, grad_method: str = "rate", **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        *args,
+        num_steps: int = 4,
+        decay: float = 0.2,
+        threshold: float = 1.0,
+        reset: str = "soft",
+        detach_reset: bool = True,
+        surrogate: str | Surrogate = "sigmoid",
+        grad_method: str = "rate",
+        **kwargs,
+    ):
+        if isinstance(surrogate, str):
+            surrogate = Surrogate(surrogate)
+        neuron = LIFParams(decay, threshold, reset, detach_reset, surrogate)
+        time_layers = Layers(
+            conv=layers.Conv2d,
+            norm=layers.BatchNorm2d,
+            act=partial(LIF, neuron),
+            max_pool=layers.MaxPool2d,
+            linear=layers.Linear,
+            drop_path=layers.DropPath,
+        )
+        super().__init__(*args, layers=time_layers, **kwargs)
         self.num_steps = num_steps
         self.grad_method = grad_method
 
     def __setattr__(self, name, value):
         if name == "num_steps" and not (isinstance(value, int) and value >= 1):
             raise InputError(f"num_steps must be a whole number of at least 1, got {value!r}")
-        if name == "grad_method" and value not in GRAD_METHODS:
-            raise InputError(f"grad_method must be 'rate' or 'bptt', got {value!r}")
+        if name == "grad_method":
+            check_choice("grad_method", value, GRAD_METHODS)
         super().__setattr__(name, value)
 
-    def encode(self, x: Tensor) -> tuple[TimeSeries, int]:
-        """Direct coding: the image itself is the input current of every step.
+    @property
+    def _uses_rates(self) -> bool:
+        return self.training and self.grad_method == "rate"
 
-        Args:
-            x: ``[B, C, H, W]``, the same image at every step, or ``[B, T, C, H, W]``, a frame for each step.
+    def forward_stem(self, x: Tensor) -> TimeSeries:
+        x, num_steps = encode(x, self.in_chans, self.num_steps, self._uses_rates)
+        x = hold(self.bn1(self.conv1(x)), num_steps)
+        return settle(self.act1(x))
 
-        Returns:
-            The time series that the layers pass on, time-major (one step long for a static image, so that what comes
-            before the first neuron is computed once), and T.
+    def to_feature(self, x: TimeSeries) -> Tensor:
+        feature = to_rate(x)
+        if self.has_hidden_head:
+            # The hidden layer's neurons need to know when the spikes came, which a rate does not say. So the map
+            # takes them along; a view does, lest the series and its own rate keep each other alive.
+            feature = feature.view_as(feature)
+            feature.time_series = x
+        return feature
 
-        Raises:
-            InputError: ``x`` has another number of axes or channels.
-        """
-        if x.ndim not in (4, 5) or x.shape[-3] != self.in_chans or 0 in x.shape:
-            c = self.in_chans
-            raise InputError(
-                f"input of shape {tuple(x.shape)}: expected images [B, {c}, H, W] or frames [B, T, {c}, H, W]; "
-                f"a model with other input channels is made by create_model(…, in_chans=…)"
-            )
-        steps, num_steps = (x.unsqueeze(0), self.num_steps) if x.ndim == 4 else (x.transpose(0, 1), x.shape[1])
-        if self.training and self.grad_method == "rate":
-            return Signal(steps.detach(), time_mean(steps)), num_steps
-        return steps, num_steps
+    def from_feature(self, x: Tensor) -> TimeSeries:
+        """A feature map as a time series: the one it was made from, if it has it along, else a constant one."""
+        steps = x.unsqueeze(0)
+        if not self.has_hidden_head:
+            return steps
+        series = getattr(x, "time_series", None)
+        if series is None:
+            series = hold(Signal(steps.detach(), x) if self._uses_rates else steps, self.num_steps)
+        return series
 
-
-def neuron_params(
-    decay: float, threshold: float, reset: str, detach_reset: bool, surrogate: str | Surrogate
-) -> LIFParams:
-    """The neuron that a model's keyword arguments describe."""
-    if isinstance(surrogate, str):
-        surrogate = Surrogate(surrogate)
-    return LIFParams(decay, threshold, reset, detach_reset, surrogate)
+    def forward_pool(self, x: TimeSeries) -> Tensor:
+        if not self.has_hidden_head:
+            return self.global_pool(to_rate(x))
+        return to_rate(self.head_act(self.head_fc(pool_steps(x, self.global_pool.pool_type))))
