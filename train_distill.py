@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 import snnzoo
 from snnzoo import data
+from snnzoo.allocator import keep_memory
 from snnzoo.analysis import draw_curves
 from snnzoo.checkpoints import BEST, Checkpoints, Progress, Training
 from snnzoo.distill import AnnGuidedDistillationTask, create_teacher, scheduled_alpha
@@ -282,6 +283,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_with_config(make_parser(__doc__), argv)
     check_options(args)
     processes = Processes(args.device)
+    if processes.device.type == "cpu":
+        keep_memory()
     seed_all(args.seed)
     model = build_student(args)
     batches, val_batches, facts = build_data(args, model, processes)
