@@ -310,6 +310,7 @@ def main(argv: list[str] | None = None) -> None:
         fit(args, training, batches, val_batches, processes, progress, checkpoints, records, epochs)
     except Stopped as stopped:
         _logger.info(f"{stopped} in epoch {progress.epoch}; go on with --resume {folder}")
+        processes.close()
         raise SystemExit(128 + stopped.signum) from None
     finally:
         if records:

@@ -84,7 +84,7 @@ def test_when_one_process_fails_all_do(digits, tmp_path):
 
 def test_accumulation_is_exact_without_batch_statistics(digits, tmp_path):
     """A network with layer norm: four batches of ten, or one of forty; and a last step of fewer batches."""
-    fixed = ("--model", "convnext_atto", "--num-classes", 10, "--input-size", 3, 32, 32, "--opt", "sgd", "--lr", 0.01)
+    fixed = ("--model", "test_convnext", "--num-classes", 10, "--input-size", 3, 32, 32, "--opt", "sgd", "--lr", 0.01)
     run = options(digits, tmp_path, *fixed)
     at = run.index("--model-kwargs")
     run = [*run[:at], *run[at + 2 :]]
