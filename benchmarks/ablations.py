@@ -13,6 +13,7 @@ compares the variants' first seeds.
 import argparse
 import csv
 import io
+import json
 import shlex
 import statistics
 import subprocess
@@ -23,7 +24,7 @@ from snnzoo.analysis import draw_curves
 from snnzoo.data import write_digits
 from snnzoo.errors import InputError
 from snnzoo.files import write_atomically
-from snnzoo.records import read_table
+from snnzoo.records import SUMMARY, TABLE, read_table
 
 ROOT = Path(__file__).resolve().parent.parent
 VARIANTS = {  # what it says, options beside the teacher's; None: no teacher
@@ -54,10 +55,12 @@ def train(folder: Path, options: list[str]) -> list[dict[str, float]]:
     command = [sys.executable, str(ROOT / "train_distill.py"), *options, "--output", str(folder.parent)]
     command += ["--experiment", folder.name, "--resume", "auto"]
     print("$ " + shlex.join(["python", "train_distill.py", *command[2:]]), flush=True)
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
-        sys.exit(f"{folder.name} failed:\n{result.stderr}")
-    return read_table(folder / "summary.csv")
+    summary = folder / SUMMARY
+    if not summary.exists() or not json.loads(summary.read_text())["finished"]:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode:
+            sys.exit(f"{folder.name} failed:\n{result.stderr}")
+    return read_table(folder / TABLE)
 
 
 def write_tables(output: Path, found: dict[str, dict[int, list[dict[str, float]]]]) -> str:
