@@ -1,8 +1,10 @@
 """A run's checkpoints: written so that no crash costs more than what came after the last one."""
 
+import contextlib
 import os
 import shutil
 import zipfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,34 +129,46 @@ class Checkpoints:
         Raises:
             InputError: the disk is full, or not to be written to; what was there is still there.
         """
-        rng = self._processes.gather(rng_state(self._processes.device))
-        if self._processes.is_first:
-            self._write(self._training.state(progress, rng))
-
-    def _write(self, state: dict[str, Any]) -> None:
-        last = self.folder / LAST
-        try:
-            with atomic_path(last) as temporary:
-                with temporary.open("wb") as file:
-                    torch.save(state, file)
-                if last.exists():
-                    _link(last, self.folder / PREVIOUS)
-        except (OSError, RuntimeError) as error:  # torch's writer hides the reason in a RuntimeError
-            raise InputError(
-                f"checkpoint {str(last)!r} could not be written: {_reason(error, self.folder)}; the one before is "
-                f"intact: make room, then --resume {last}"
-            ) from error
-
-    def save_epoch(self, progress: Progress, epoch: int) -> None:
-        """Write ``last`` at an epoch's end, and keep it under the epoch's name and as the best if it is."""
-        self.save(progress)
+        state = self._state(progress)
         if not self._processes.is_first:
             return
-        _link(self.folder / LAST, self.folder / f"checkpoint-{epoch}.pth.tar")
+        last = self.folder / LAST
+        with self._written(last, state):
+            if last.exists():
+                _link(last, self.folder / PREVIOUS)
+
+    def save_epoch(self, progress: Progress, epoch: int) -> None:
+        """Keep an epoch's end under its name, as the best if it is, and last as ``last``; called by all processes."""
+        state = self._state(progress)
+        if not self._processes.is_first:
+            return
+        path, last = self.folder / f"checkpoint-{epoch}.pth.tar", self.folder / LAST
+        with self._written(path, state):
+            pass
         if progress.best_epoch == epoch:
-            _link(self.folder / LAST, self.folder / BEST)
-        for path in _epochs(self.folder)[self.keep :]:
-            path.unlink(missing_ok=True)
+            _link(path, self.folder / BEST)
+        if last.exists():
+            _link(last, self.folder / PREVIOUS)
+        _link(path, last)  # only now: whoever goes on from it finds the rest in place
+        for old in _epochs(self.folder)[self.keep :]:
+            old.unlink(missing_ok=True)
+
+    def _state(self, progress: Progress) -> dict[str, Any]:
+        return self._training.state(progress, self._processes.gather(rng_state(self._processes.device)))
+
+    @contextlib.contextmanager
+    def _written(self, path: Path, state: dict[str, Any]) -> Iterator[None]:
+        """Write a checkpoint under a temporary name, run the block, and give it its name."""
+        try:
+            with atomic_path(path) as temporary:
+                with temporary.open("wb") as file:
+                    torch.save(state, file)
+                yield
+        except (OSError, RuntimeError) as error:  # torch's writer hides the reason in a RuntimeError
+            raise InputError(
+                f"checkpoint {str(path)!r} could not be written: {_reason(error, self.folder)}; the one before is "
+                f"intact: make room, then --resume {self.folder}"
+            ) from error
 
 
 def candidates(folder: Path) -> list[Path]:
@@ -171,7 +185,7 @@ def _epochs(folder: Path) -> list[Path]:
 
 def _link(source: Path, target: Path) -> None:
     """Give a file a second name, or a copy where the file system has no links."""
-    with atomic_path(target, durable=False) as temporary:
+    with atomic_path(target) as temporary:
         try:
             os.link(source, temporary)
         except OSError:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -112,13 +113,23 @@ def open_device(name: str) -> torch.device:
     return device
 
 
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
 def run(main: Callable[[], None], name: str) -> None:
-    """Run a script's main; an :class:`InputError` becomes one line and exit status 2, Ctrl-C status 130."""
+    """Run a script's main; an :class:`InputError` becomes one line and exit status 2, Ctrl-C status 130.
+
+    A disk that is full, or not to be written to, is an input error too.
+    """
     try:
         main()
     except InputError as error:
         # one from a data loading worker carries the worker's traceback before it
         sys.exit(_complain(name, f"error: {str(error).rpartition('InputError: ')[2].strip()}", 2))
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise
+        sys.exit(_complain(name, f"error: {error}", 2))
     except KeyboardInterrupt:
         sys.exit(_complain(name, "interrupted", 130))
 

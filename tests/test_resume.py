@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -165,6 +166,41 @@ def test_a_full_disk_leaves_the_checkpoint_before(digits, tmp_path):
     assert (tmp_path / "run/last.pth.tar").read_bytes() == before
     assert not list((tmp_path / "run").glob(".*tmp"))
     train_distill.main([*run, "--resume", str(tmp_path / "run")])
+
+
+def test_a_full_disk_is_one_line_wherever_it_is_met(tmp_path, capsys):
+    from snnzoo.files import write_atomically
+    from snnzoo.scripting import run
+
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(SystemExit) as ended:
+        run(lambda: Path("/dev/full").write_text("new"), "script")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "script: error: [Errno 28] No space left on device\n"
+    with pytest.raises(FileNotFoundError):  # anything else is a bug, and shows where
+        run(lambda: (tmp_path / "none").read_text(), "script")
+    write_atomically(tmp_path / "file", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_best_is_in_place_before_the_last_says_so(digits, tmp_path, monkeypatch):
+    """A run that dies between the two has lost neither."""
+    from snnzoo import checkpoints
+
+    link = checkpoints._link
+    monkeypatch.setattr(checkpoints, "_link", lambda a, b: die() if b.name == "last.pth.tar" else link(a, b))
+
+    def die():
+        raise Killed
+
+    run = options(digits, tmp_path, "--epochs", 2, "--experiment", "run", "--resume", "auto")
+    with pytest.raises(Killed):
+        train_distill.main(run)
+    monkeypatch.setattr(checkpoints, "_link", link)
+    assert load(tmp_path / "run/model_best.pth.tar")["progress"]["best_epoch"] == 0
+    train_distill.main(run)
+    best = load(tmp_path / "run/last.pth.tar")["progress"]["best_epoch"]
+    assert load(tmp_path / "run/model_best.pth.tar")["epoch"] == best
 
 
 def test_the_last_epochs_and_the_best_are_kept(digits, tmp_path):

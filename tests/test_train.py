@@ -266,6 +266,7 @@ def test_samples_that_cannot_be_used(digits, tmp_path):
 def test_numbers_out_of_range(digits, tmp_path):
     for option in ("batch-size", "epochs", "grad-accum-steps", "checkpoint-hist", "log-interval"):
         refuse(f"--{option} must be at least 1, got 0", options(digits, tmp_path, f"--{option}", 0))
+    refuse("--seed must be at least 0, got -1", options(digits, tmp_path, "--seed", -1))
     refuse("--model-ema-decay does nothing without", options(digits, tmp_path, "--model-ema-decay", 0.5))
     refuse("--mixup-prob does nothing without", options(digits, tmp_path, "--mixup-prob", 0.5))
     refuse("--roll does nothing without event frames", options(digits, tmp_path, "--roll", 2))

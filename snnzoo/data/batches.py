@@ -201,11 +201,12 @@ class TrainingBatches:
     def epoch(self, epoch: int, done: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Images and labels, normalised and on the device, of the epoch's samples after the first ``done``."""
         self._data.epoch = epoch
-        batch = done // self.step_size
-        if self._loader.random_erasing is not None:
-            self._loader.random_erasing.start(*self._key, epoch, batch=batch)
-        if self._order is None:  # a stream has to be read to be skipped
-            return islice(self._loader, batch, None)
+        skipped = done // self.step_size
+        is_stream = self._order is None
+        if self._loader.random_erasing is not None:  # which sees what is skipped of a stream
+            self._loader.random_erasing.start(*self._key, epoch, batch=0 if is_stream else skipped)
+        if is_stream:  # it has to be read to be skipped
+            return islice(self._loader, skipped, None)
         self._order.epoch, self._order.done = epoch, done
         return iter(self._loader)
 
