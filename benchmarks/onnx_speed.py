@@ -11,16 +11,18 @@ import argparse
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
+import onnxruntime
 import torch
 
 import snnzoo
 from snnzoo.export.importers import lively
-from snnzoo.export.onnx import OnnxEngine, export_onnx
+from snnzoo.export.onnx import export_onnx
 
 
-def seconds(run, images: torch.Tensor) -> float:
+def seconds(run, images) -> float:
     start = time.perf_counter()
     run(images)
     return time.perf_counter() - start
@@ -43,14 +45,19 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "net.onnx"
             export_onnx(model, path, dynamic_batch=True)
-            engine = OnnxEngine(path, threads=args.threads)
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = args.threads
+            # Its idle threads would slow down the other.
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+            session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         fused = snnzoo.fuse(model.to(memory_format=torch.channels_last))
         for batch in args.batch_sizes:
             images = torch.randn(batch, *model.pretrained_cfg["input_size"])
             last = images.contiguous(memory_format=torch.channels_last)
+            engine = partial(session.run, None)
             for _ in range(3):
-                engine(images), fused(last)
-            times = [(seconds(fused, last), seconds(engine, images)) for _ in range(args.rounds)]
+                engine({"images": images.numpy()}), fused(last)
+            times = [(seconds(fused, last), seconds(engine, {"images": images.numpy()})) for _ in range(args.rounds)]
             torch_ms, onnx_ms = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
             low, mid, high = statistics.quantiles([a / b for a, b in times], n=4)
             print(
