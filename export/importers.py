@@ -144,10 +144,8 @@ def lively(name: str, seed: int = 0, **kwargs) -> nn.Module:
     return model.eval()
 
 
-def verdict(name: str, kwargs: dict, reset: str, importer: str, images: Tensor) -> str:
-    """One cell of the table."""
-    model = lively(name, reset=reset, **_SMALL, **kwargs)
-    graph = trace(model, tuple(images.shape[1:]))
+def verdict(graph: Graph, importer: str, images: Tensor, expected: Run) -> str:
+    """One cell of the table: what an importer makes of a graph; ``expected`` is what the model does."""
     target = IMPORTERS[importer][0]
     if refusals(graph, target):
         return "refused"
@@ -158,7 +156,7 @@ def verdict(name: str, kwargs: dict, reset: str, importer: str, images: Tensor) 
             run = run_file(path, importer, graph, images)
         except Exception as error:  # whatever an importer makes of it is the answer
             return f"fails ({type(error).__name__})"
-    parity = compare(graph, images, watch(model, images), run)
+    parity = compare(graph, images, expected, run)
     if parity.passed:
         return f"exact, {parity.ties} ties" if parity.ties else "exact"
     return f"differs ({parity.differing:,} neurons)"
@@ -173,7 +171,9 @@ def support_table() -> str:
     rows = [["model", "reset", *IMPORTERS], ["---"] * (2 + len(IMPORTERS))]
     for label, (name, kwargs) in MODELS.items():
         for reset in ("hard", "soft"):
-            cells = [verdict(name, kwargs, reset, importer, images) for importer in IMPORTERS]
+            model = lively(name, reset=reset, **_SMALL, **kwargs)
+            graph, expected = trace(model, tuple(images.shape[1:])), watch(model, images)
+            cells = [verdict(graph, importer, images, expected) for importer in IMPORTERS]
             rows.append([label, reset, *cells])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 

@@ -20,7 +20,7 @@ FLOAT = TensorProto.FLOAT
 
 @dataclass
 class _Value:
-    """A tensor name for all steps together, T of them, or both; one for every step if it does not change."""
+    """A tensor's name for all steps together, T of them, or both; one if T is 1 or each step has the same."""
 
     stacked: str | None = None
     steps: list[str] | None = None
@@ -206,4 +206,4 @@ class _Builder:
         if self.stateful:
             self.outputs.append((v, self.graph.shapes[name]))
         self.spikes[name] = spikes
-        return _Value(steps=spikes)
+        return _Value(steps=spikes) if len(spikes) > 1 else _Value(spikes[0], constant=True)

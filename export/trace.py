@@ -55,7 +55,13 @@ def trace(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> G
     model = fuse(model, input_size).float()
     left = {name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
     builder = _Builder(model, input_size)
-    for step in _Tracer().trace(model).nodes:
+    try:
+        traced = _Tracer().trace(model)
+    except InputError:
+        raise
+    except Exception as error:  # what a forward does to a proxy can fail in any way
+        raise InputError(f"{type(model).__name__} cannot be followed into the graph: {error}") from error
+    for step in traced.nodes:
         builder.visit(step)
     return Graph(
         tuple(builder.nodes),
@@ -78,7 +84,7 @@ class _Tracer(fx.Tracer):
             return super().call_module(module, forward, args, kwargs)
         except InputError:
             raise
-        except Exception as error:  # what a forward does to a proxy can fail in any way
+        except Exception as error:
             path = self.path_of_module(module)
             raise InputError(f"{path} ({type(module).__name__}) cannot be followed into the graph: {error}") from error
 
