@@ -178,9 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
             for item in json.loads(self.body)["objects"]:
                 upload = {"upload": {"href": f"{self.server.url}/lfs/{item['oid']}"}}
                 objects.append(item if item["oid"] in self.server.blobs else {**item, "actions": upload})
-            self.answer(
-                200, {"transfer": "basic", "objects": objects}, {"Content-Type": "application/vnd.git-lfs+json"}
-            )
+            self.answer(200, {"transfer": "basic", "objects": objects})
 
     def lfs_put(self, oid: str) -> None:
         if hashlib.sha256(self.body).hexdigest() != oid:
