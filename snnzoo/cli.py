@@ -8,6 +8,7 @@ from typing import Any
 
 from timm.utils import ParseKwargs
 
+from snnzoo.errors import InputError
 from snnzoo.scripting import model_kwargs, run
 
 
@@ -78,6 +79,15 @@ def _details(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names}
 
 
+def _refuse_details(args: argparse.Namespace, names: str, because: str) -> None:
+    for name in names.split():
+        if getattr(args, name):
+            raise InputError(f"--{name.replace('_', '-')} does nothing {because}")
+
+
+_MODEL_DETAILS = "model use_ema num_classes in_chans num_steps model_kwargs"
+
+
 def _load(args: argparse.Namespace) -> dict[str, Any]:
     from snnzoo import hub
 
@@ -98,6 +108,8 @@ def _push(args: argparse.Namespace) -> None:
 
     options = {name: getattr(args, name) for name in ("private", "revision", "dry_run", "message")}
     if Path(args.checkpoint).is_dir():
+        names = f"{_MODEL_DETAILS} license recipe results teacher_results"
+        _refuse_details(args, names, "to a folder, which is pushed as it is: `snnzoo pack` changes it")
         pushed = hub.push(args.checkpoint, args.repo, **options)
     else:
         loaded = _load(args)
@@ -110,6 +122,8 @@ def _push(args: argparse.Namespace) -> None:
 def _pack(args: argparse.Namespace) -> None:
     from snnzoo import hub
 
+    if not args.checkpoint:
+        _refuse_details(args, _MODEL_DETAILS, "without --checkpoint")
     loaded = _load(args) if args.checkpoint else {}
     folder = hub.pack(args.folder, **loaded, **_details(args))
     if loaded:

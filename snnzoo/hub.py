@@ -170,11 +170,15 @@ def pack(
         InputError: the licence is missing, a file is malformed, or results are of another model.
     """
     folder, run = Path(folder), run or Run({})
-    folder.mkdir(parents=True, exist_ok=True)
     config = read_config(folder / CONFIG, repr(str(folder))) if (folder / CONFIG).is_file() else None
     license = license or (config and config["pretrained_cfg"].get("license"))
     if not license:
         raise InputError("the weights need a licence, such as license='apache-2.0': nobody may use them without")
+    measured = _read_results([Path(path) for path in results], teacher_results)
+    if measured:
+        _check_results(measured, create_model(f"local-dir:{folder}", device="meta") if model is None else model)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CARD).unlink(missing_ok=True)  # rather none than one with the numbers of other weights
     if recipe:
         _copy(Path(recipe), folder / RECIPE)
     elif run.options:
@@ -184,12 +188,11 @@ def pack(
         with atomic_path(folder / WEIGHTS) as temporary:
             save_file(weights, temporary, metadata={"format": "pt"})
         (folder / RESULTS).unlink(missing_ok=True)
-    has_weights = (folder / WEIGHTS).is_file()
-    if model is not None or not has_weights:
+    if model is not None or not (folder / WEIGHTS).is_file():
         _write_config(folder, _untrained(folder) if model is None else model, run, license)
-    if results:
-        config = in_folder(folder).config
-        _write_results(folder, config, list(results), teacher_results, run.epoch)
+    if measured:
+        facts = {"sha256": in_folder(folder).config["sha256"], "epoch": run.epoch}
+        write_atomically(folder / RESULTS, json.dumps(facts | measured, indent=2) + "\n")
     write_card(folder, repo)
     return folder
 
@@ -210,8 +213,7 @@ def _copy(source: Path, target: Path) -> None:
 def _untrained(folder: Path) -> nn.Module:
     """The model that a folder's recipe or name is of, without weights."""
     recipe, name = cards.read_recipe(folder), folder.resolve().name
-    known = timm.is_model(name.split(".")[0])
-    full = name if known and name in timm.list_models(include_tags=True) else recipe.get("model", name)
+    full = name if name in timm.list_models(include_tags=True) else recipe.get("model", name)
     kwargs = {key: recipe.get(key) for key in ("num_classes", "num_steps", "reset", "grad_method")}
     if recipe.get("input_size"):
         kwargs["in_chans"] = recipe["input_size"][0]
@@ -232,51 +234,55 @@ def _write_config(folder: Path, model: nn.Module, run: Run, license: str) -> Non
         save_config_for_hf(model, temporary, extra, model_args(model), data_config)
 
 
-def _write_results(
-    folder: Path, config: Mapping, files: list[str | Path], teacher_file: str | Path | None, epoch: int | None
-) -> None:
-    measured = [_read_measurements(path) for path in files]
-    architecture, parameters = config["architecture"], measured[0]["results"][0]["parameters"]
-    for path, file in zip(files, measured, strict=True):
-        for row in file["results"]:
-            if row["model"].split(".")[0] != architecture or row["parameters"] != parameters:
-                raise InputError(
-                    f"results {str(path)!r} are of a {row['model']} with {row['parameters']:,} parameters, not of this "
-                    f"{architecture}"
-                )
-        if [row["num_steps"] for row in file["results"]] != [row["num_steps"] for row in measured[0]["results"]]:
-            raise InputError(f"results {str(path)!r} are not of the same numbers of steps as {str(files[0])!r}")
-    kept = {
-        "sha256": config["sha256"],
-        "epoch": epoch,
-        "runs": [[_measured(row) for row in file["results"]] for file in measured],
-        "versions": measured[0].get("versions", {}),
+def _read_results(paths: list[Path], teacher_path: str | Path | None) -> dict[str, Any]:
+    """What results.json says of the measurements in these files: without how fast, and where the weights were."""
+    if not paths:
+        if teacher_path:
+            raise InputError("the teacher's results stand beside the student's: give those too")
+        return {}
+    files = [_read_measurements(path) for path in paths]
+    keys = ("model", "parameters", "num_steps", "images", "input_size", "loss", "top1", "top5")
+    results = {
+        "runs": [
+            [{k: v for k, v in row.items() if k in keys or k.startswith("rate_")} for row in file["results"]]
+            for file in files
+        ],
+        "versions": files[0].get("versions", {}),
     }
-    if teacher_file:
-        teacher = _read_measurements(teacher_file)["results"][0]
-        kept["teacher"] = {key: teacher[key] for key in ("model", "top1", "images")}
-    write_atomically(folder / RESULTS, json.dumps(kept, indent=2) + "\n")
-
-
-def _measured(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What was measured, without how fast and from which file."""
-    keys = ("num_steps", "images", "input_size", "loss", "top1", "top5")
-    return {key: value for key, value in row.items() if key in keys or key.startswith("rate_")}
+    if teacher_path:
+        teacher = _read_measurements(teacher_path)["results"][0]
+        results["teacher"] = {key: teacher[key] for key in ("model", "top1", "images")}
+    return results
 
 
 def _read_measurements(path: str | Path) -> dict[str, Any]:
     try:
         measured = json.loads(Path(path).read_text(encoding="utf-8"))
         needed = ("model", "parameters", "num_steps", "images", "top1", "top5")
-        missing = [key for key in needed if key not in measured["results"][0]]
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        missing = {key for row in measured["results"] for key in needed if key not in row}
+        if not measured["results"] or missing:
+            raise ValueError(f"they do not say {', '.join(sorted(missing)) or 'anything'}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"results {str(path)!r} are not what `validate.py --results-file X.json` writes: "
             f"{type(error).__name__}: {error}"
         ) from error
-    if missing:
-        raise InputError(f"results {str(path)!r} do not say {', '.join(missing)}")
     return measured
+
+
+def _check_results(results: Mapping[str, Any], model: nn.Module) -> None:
+    architecture = model.pretrained_cfg["architecture"]
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    steps = [row["num_steps"] for row in results["runs"][0]]
+    for run in results["runs"]:
+        for row in run:
+            if row["model"].split(".")[0] != architecture or row["parameters"] != parameters:
+                raise InputError(
+                    f"results of a {row['model']} with {row['parameters']:,} parameters are not of this "
+                    f"{architecture} with {parameters:,}"
+                )
+        if [row["num_steps"] for row in run] != steps:
+            raise InputError(f"results of several seeds must be of the same numbers of steps as the first, {steps}")
 
 
 @torch.no_grad()

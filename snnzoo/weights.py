@@ -50,6 +50,8 @@ def create_model(name: str, checkpoint: str | Path | None = None, use_ema: bool 
             raise InputError(f"model {name!r} is of an architecture that is not registered here: {error}") from error
         raise
     except (OSError, HFValidationError) as error:  # the errors of the Hub's client are OSErrors
+        if source == "local-dir":
+            raise InputError(f"model {name!r}: {error}") from error
         raise as_input_error(error, hub_id or timm.get_pretrained_cfg(name).hf_hub_id or name) from error
     if checkpoint:
         load_weights(model, checkpoint, use_ema)

@@ -506,8 +506,8 @@ def test_pack_a_run_with_its_results_in_one_command(tmp_path, capsys):
     ("content", "message"),
     [
         ("{}", "not what `validate.py --results-file X.json` writes"),
-        ('{"results": [{"top1": 3}]}', "do not say model, parameters"),
-        (None, "are of a snn_resnet18_t4 with"),
+        ('{"results": [{"top1": 3}]}', "do not say images, model, num_steps, parameters, top5"),
+        (None, "results of a snn_resnet18_t4 with"),
     ],
 )
 def test_results_that_do_not_belong(content, message, tmp_path):
