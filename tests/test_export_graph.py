@@ -203,8 +203,6 @@ def test_command(tmp_path, capsys):
 def test_bad_plot(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     with pytest.raises(SystemExit) as exit_info:
-        cli.main(
-            f"export graph snn_vgg11_t1 --model-kwargs channels=(4,4,4,4) --input-size 3 32 32 --plot {tmp_path}/net.doc".split()
-        )
+        cli.main(f"export graph cifar_resnet20 --input-size 3 8 8 --plot {tmp_path}/net.doc".split())
     assert exit_info.value.code == 2
     assert "its suffix must be one of" in capsys.readouterr().err
