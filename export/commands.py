@@ -10,7 +10,7 @@ from timm.utils import ParseKwargs
 from torch import Tensor, nn
 
 from snnzoo.errors import InputError
-from snnzoo.scripting import as_input_error, model_kwargs
+from snnzoo.scripting import model_kwargs
 
 CALIBRATION_IMAGES = 128
 PARITY_IMAGES = 8
@@ -101,7 +101,7 @@ def _onnx(args: argparse.Namespace) -> None:
     if args.int8:
         if not (args.data_dir or args.dataset):
             raise InputError("--int8 needs images to calibrate on: give --data-dir")
-        options["calibration"] = _calibration(args, model)
+        options["calibration"] = _spread(*_data(args, model, args.calibration_split), CALIBRATION_IMAGES)
     _export(
         partial(
             export_onnx, model, args.output, args.input_size, mode=args.mode, dynamic_batch=args.dynamic_batch,
@@ -129,21 +129,21 @@ def _export(export: Callable[[], dict]) -> None:
     print(as_text(report), end="")
 
 
-def _loader(args: argparse.Namespace, model: nn.Module, split: str):
-    from timm.data import create_loader, resolve_data_config
+def _data(args: argparse.Namespace, model: nn.Module, split: str):
+    """The images of a split, and batches of them as the model takes them."""
+    from timm.data import create_transform
 
-    from snnzoo.data import open_dataset
+    from snnzoo import data
+    from snnzoo.processes import Processes
 
-    with as_input_error("--input-size"):
-        config = resolve_data_config({"input_size": args.input_size}, model=model)
-    config["input_size"] = (model.in_chans, *config["input_size"][1:])
-    dataset = open_dataset(
-        args.dataset, args.data_dir, split, model.num_classes, input_img_mode="L" if model.in_chans == 1 else "RGB"
+    if args.dataset in data.FRAME_DATASETS:
+        raise InputError(f"--dataset {args.dataset}: exports are compared on images, not on frames; leave it out")
+    config = data.data_config({"input_size": args.input_size}, model, args.dataset)
+    dataset = data.open_dataset(args.dataset, args.data_dir, split, model.num_classes, model.in_chans)
+    dataset.transform = create_transform(is_training=False, use_prefetcher=True, **config)
+    return dataset, data.evaluation_batches(
+        dataset, args.batch_size, model.num_classes, Processes("cpu"), 0, config["mean"], config["std"]
     )
-    return create_loader(
-        dataset, batch_size=args.batch_size, num_workers=0, device=torch.device("cpu"), pin_memory=False,
-        persistent_workers=False, **config,
-    )  # fmt: skip
 
 
 def _on_data(args: argparse.Namespace, model: nn.Module) -> dict:
@@ -152,29 +152,19 @@ def _on_data(args: argparse.Namespace, model: nn.Module) -> dict:
         return {}
     from snnzoo.data import class_names
     from snnzoo.evaluate import evaluate, logits_of
+    from snnzoo.processes import Processes
 
-    loader = _loader(args, model, args.split)
+    dataset, loader = _data(args, model, args.split)
 
     def accuracy(forward: Callable[[Tensor], Tensor]) -> float:
-        return evaluate(partial(logits_of, forward), loader, torch.device("cpu"))["top1"]
+        return evaluate(partial(logits_of, forward), loader, Processes("cpu"))["top1"]
 
-    return {
-        "images": torch.cat([image for image, _ in _spread(loader.dataset, PARITY_IMAGES, loader)]),
-        "accuracy": accuracy,
-        "labels": class_names(loader.dataset),
-    }
+    images = torch.cat(list(_spread(dataset, loader, PARITY_IMAGES)))
+    return {"images": images, "accuracy": accuracy, "labels": class_names(dataset)}
 
 
-def _calibration(args: argparse.Namespace, model: nn.Module) -> list[Tensor]:
-    loader = _loader(args, model, args.calibration_split)
-    return [image for image, _ in _spread(loader.dataset, CALIBRATION_IMAGES, loader)]
-
-
-def _spread(dataset, count: int, loader) -> Iterator[tuple[Tensor, Tensor]]:
-    """``count`` samples from all over the data, whose classes come one after the other; normalised, one by one."""
+def _spread(dataset, loader, count: int) -> Iterator[Tensor]:
+    """``count`` images from all over the data, whose classes come one after the other; normalised, ``[1, C, H, W]``."""
     step = max(1, len(dataset) // count)
-    mean, std = loader.mean, loader.std
     for index in range(0, min(len(dataset), step * count), step):
-        image, label = dataset[index]
-        image = torch.as_tensor(image)[None].float()
-        yield (image - mean) / std, torch.tensor([label])
+        yield (torch.as_tensor(dataset[index][0])[None].float() - loader.mean) / loader.std

@@ -138,6 +138,8 @@ def lively(name: str, seed: int = 0, **kwargs) -> nn.Module:
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.uniform_(module.bias, -0.3, 0.7)
+    if getattr(model, "has_hidden_head", False):
+        nn.init.uniform_(model.head_fc.bias, 0.3, 1.3)
     with torch.no_grad():
         for _ in range(10):
             model.train()(torch.randn(8, model.in_chans, 16, 16))

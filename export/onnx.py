@@ -89,7 +89,7 @@ def export_onnx(
         onnx.checker.check_model(proto, full_check=True)
         onnx.save(proto, temporary)
         engine = OnnxEngine(temporary)
-        parity = compare(graph, images, watch(model, images), _observe(proto, spikes, engine, images, graph))
+        parity = compare(graph, images, watch(model, images), observe(proto, spikes, engine, images))
         parity.check(f"{str(path)!r} in onnxruntime")
         report = make_report(
             graph, "onnx", path, parity, mode=mode, dynamic_batch=dynamic_batch, opset=opset,
@@ -155,8 +155,14 @@ class OnnxEngine:
         return torch.cat(logits), others
 
 
-def _observe(proto: Any, spikes: dict[str, list[str]], engine: OnnxEngine, images: Tensor, graph: Graph) -> Run:
-    """Logits of the file itself, and spikes of the same network with these as further outputs."""
+def observe(proto: Any, spikes: dict[str, list[str]], engine: OnnxEngine, images: Tensor) -> Run:
+    """Logits of a file, and the spikes of the same network with these as further outputs.
+
+    Args:
+        proto, spikes: what :func:`~snnzoo.export.onnx_build.build` returned.
+        engine: the file.
+        images: ``[B, C, H, W]``.
+    """
     import onnx
 
     seen = onnx.ModelProto()

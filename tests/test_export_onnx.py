@@ -117,8 +117,8 @@ def test_a_difference_leaves_no_file(tmp_path, monkeypatch, capsys):
     target = tmp_path / "net.onnx"
     target.write_text("the file of yesterday")
     command = f"export onnx snn_resnet20_t1 --model-kwargs depths=(1,) channels=(4,) --input-size 3 8 8 -o {target}"
-    observe = exporter._observe
-    monkeypatch.setattr(exporter, "_observe", lambda *args: wrong_run(observe(*args)))
+    observe = exporter.observe
+    monkeypatch.setattr(exporter, "observe", lambda *args: wrong_run(observe(*args)))
     with pytest.raises(SystemExit) as exit_info:
         cli.main(command.split())
     assert exit_info.value.code == 1
