@@ -60,6 +60,7 @@ class HubServer(ThreadingHTTPServer):
         self.spoil = lambda data: data
         self.lock = threading.Lock()
         self.url = f"http://127.0.0.1:{self.server_port}"
+        self.cdn = f"http://localhost:{self.server_port}"  # the Hub, too, keeps large files on another host
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def add(self, repo_id: str, files: dict[str, bytes], private: bool = False) -> str:
@@ -114,8 +115,17 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         return repo, sha
 
+    def chunks(self):
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            yield self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            return
+        while size := int(self.rfile.readline(), 16):
+            yield self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+
     def handle_request(self) -> None:
-        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.body = b"".join(self.chunks())
         url = urlsplit(self.path)
         self.query = parse_qs(url.query)
         for method, pattern, handler in ROUTES:
@@ -176,7 +186,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.repo_at(repo_id):
             objects = []
             for item in json.loads(self.body)["objects"]:
-                upload = {"upload": {"href": f"{self.server.url}/lfs/{item['oid']}"}}
+                upload = {"upload": {"href": f"{self.server.cdn}/lfs/{item['oid']}"}}
                 objects.append(item if item["oid"] in self.server.blobs else {**item, "actions": upload})
             self.answer(200, {"transfer": "basic", "objects": objects})
 
@@ -243,7 +253,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif name in repo.lfs:
             oid = hashlib.sha256(data).hexdigest()
             linked = {"X-Linked-ETag": f'"{oid}"', "X-Linked-Size": str(len(data))}
-            self.answer(302, b"", {"X-Repo-Commit": sha, "Location": f"{self.server.url}/lfs/{oid}", **linked})
+            self.answer(302, b"", {"X-Repo-Commit": sha, "Location": f"{self.server.cdn}/lfs/{oid}", **linked})
         else:
             self.answer(200, data, {"X-Repo-Commit": sha, "ETag": f'"{hashlib.sha1(data).hexdigest()}"'})
 
