@@ -3,12 +3,12 @@
 
     python train_distill.py --data-dir DIR --model snn_resnet18_t4 --teacher resnet18 [options]
     python train_distill.py -c hub_configs/snn_resnet20_t4.c10/recipe.yaml --data-dir DIR
+    torchrun --nproc-per-node 8 train_distill.py -c … --sync-bn --batch-size 64
 
 The method is arXiv 2503.16572: hybrids of student and frozen teacher, trained by rate-based backpropagation. Without
 --teacher the model, spiking or not, learns from the labels alone.
 """
 
-import argparse
 import logging
 import time
 from contextlib import nullcontext
@@ -16,155 +16,34 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import yaml
-from timm.data import create_loader, resolve_data_config
+from timm.data import Mixup, create_transform
+from timm.loss import create_classification_loss
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import ClassificationTask
-from timm.utils import (
-    AverageMeter,
-    NativeScaler,
-    ParseKwargs,
-    accuracy,
-    dispatch_clip_grad,
-    random_seed,
-    setup_default_logging,
-    trim_summary,
-    update_summary,
-)
+from timm.utils import NativeScaler, dispatch_clip_grad, distribute_bn, setup_default_logging, unwrap_model
 from tqdm import tqdm
 
 import snnzoo
-from snnzoo.data import AUTO_AUGMENT, SmallImageTransform, check_splits, open_dataset
-from snnzoo.distill import ALPHA_SCHEDULES, BETAS, AnnGuidedDistillationTask, create_teacher, scheduled_alpha
+from snnzoo import data
+from snnzoo.allocator import keep_memory
+from snnzoo.analysis import draw_curves
+from snnzoo.checkpoints import BEST, Checkpoints, Progress, Training
+from snnzoo.distill import AnnGuidedDistillationTask, create_teacher, scheduled_alpha
 from snnzoo.errors import InputError
 from snnzoo.evaluate import evaluate, logits_of
-from snnzoo.files import write_atomically
-from snnzoo.runs import Saver, open_run_dir, resume
-from snnzoo.scripting import as_input_error, model_kwargs, open_device, parse_with_config, run
+from snnzoo.interruption import Interruption, Stopped
+from snnzoo.meters import Meters, means_of
+from snnzoo.options import check_options, make_parser
+from snnzoo.processes import Processes
+from snnzoo.randomness import seed_all, seed_of
+from snnzoo.records import Records
+from snnzoo.runs import open_run_dir, resume
+from snnzoo.scripting import as_input_error, model_kwargs, parse_with_config, run
+from snnzoo.sync import synchronise
 from snnzoo.weights import create_model
 
 _logger = logging.getLogger("train")
-
-
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    flag = dict(action="store_true", default=False)
-
-    add = parser.add_argument_group("data").add_argument
-    add("--data-dir", metavar="DIR", help="root of the data")
-    add("--dataset", metavar="NAME", default="", help="timm's names: torch/…, hfds/…; a folder or tar if empty")
-    add("--train-split", metavar="NAME", default="train")
-    add("--val-split", metavar="NAME", default="validation")
-    add("--dataset-download", help="let torch/… and hfds/… data be downloaded", **flag)
-    add("--class-map", metavar="FILE", default="", help="class to label mapping")
-    add("--input-size", nargs=3, type=int, metavar="N", help="channels, height, width (default: the model's)")
-    add("--crop-pct", type=float, metavar="P", help="centre crop for validation")
-    add("--mean", type=float, nargs="+", metavar="M", help="of the pixels, in [0, 1] (default: the model's)")
-    add("--std", type=float, nargs="+", metavar="S")
-    add("--interpolation", default="", help="for resizing (default: the model's)")
-    add("-j", "--workers", type=int, default=4, metavar="N", help="data loading processes")
-
-    add = parser.add_argument_group("student").add_argument
-    add("--model", default="snn_resnet18_t4", help="any zoo model, any timm model without --branches")
-    add("--pretrained", help="start from the model's pretrained weights", **flag)
-    add("--initial-checkpoint", metavar="FILE", help="start from these weights")
-    add("--num-classes", type=int, metavar="N", help="(default: the model's)")
-    add("--in-chans", type=int, metavar="N")
-    add("--drop", type=float, metavar="P", help="dropout before the classifier")
-    add("--num-steps", type=int, metavar="T", help="time steps (default: the model's)")
-    add("--grad-method", choices=("rate", "bptt"), help="rate-based backpropagation, or through time")
-    add("--reset", choices=("soft", "hard"), help="of the neuron")
-    add("--model-kwargs", nargs="*", default={}, action=ParseKwargs, metavar="K=V", help="e.g. decay=0.5 threshold=1")
-    add("--channels-last", help="memory layout, often faster", **flag)
-    add("--grad-checkpointing", help="with --grad-method bptt: less memory, more time", **flag)
-
-    add = parser.add_argument_group("teacher (arXiv 2503.16572)").add_argument
-    add("--teacher", metavar="MODEL", help="any timm model, or hf-hub:…; none: labels alone")
-    add("--teacher-checkpoint", metavar="FILE", help="its weights (default: its pretrained ones)")
-    add("--branches", default="main", help="main, all, none (logits only), or e.g. stem,1,2,fc")
-    add("--alpha", type=float, default=0.5, help="weight of the teacher against the labels")
-    add(
-        "--alpha-schedule", choices=ALPHA_SCHEDULES, default="fixed", help="over the run; rising from 0, falling from 1"
-    )
-    add("--beta", choices=BETAS, default="uniform", help="weights of the branches")
-
-    add = parser.add_argument_group("optimisation").add_argument
-    add("-b", "--batch-size", type=int, default=128, metavar="N")
-    add("-vb", "--validation-batch-size", type=int, metavar="N")
-    add("--epochs", type=int, default=300, metavar="N")
-    add("--opt", default="momentum", help="any of timm's; momentum is SGD without Nesterov, sgd with")
-    add("--opt-eps", type=float)
-    add("--opt-betas", type=float, nargs="+")
-    add("--momentum", type=float, default=0.9)
-    add("--weight-decay", type=float, default=5e-4, help="none on biases and norms")
-    add("--clip-grad", type=float, metavar="NORM")
-    add("--clip-mode", default="norm", choices=("norm", "value", "agc"))
-    add("--lr", type=float, default=0.1)
-    add("--sched", default="cosine", help="any of timm's")
-    add("--min-lr", type=float, default=0.0)
-    add("--warmup-lr", type=float, default=1e-5)
-    add("--warmup-epochs", type=int, default=0, metavar="N")
-    add("--cooldown-epochs", type=int, default=0, metavar="N")
-    add("--decay-epochs", type=float, metavar="N", help="(default: the schedule's)")
-    add("--decay-milestones", type=int, nargs="+", default=[90, 180, 270], metavar="N")
-    add("--decay-rate", type=float, default=0.1)
-    add("--patience-epochs", type=int, default=10, metavar="N")
-    add("--smoothing", type=float, default=0.0, help="label smoothing")
-    add("--model-ema", help="average the weights over time", **flag)
-    add("--model-ema-decay", type=float, default=0.9998)
-    add("--amp", help="mixed precision; membranes and losses stay float32", **flag)
-    add("--amp-dtype", default="bfloat16", choices=("bfloat16", "float16"))
-
-    add = parser.add_argument_group("augmentation").add_argument
-    add("--no-aug", **flag)
-    add("--crop-padding", type=int, metavar="N", help="small images: random crop after padding by N pixels")
-    add("--cutout", type=int, default=0, metavar="N", help="with --crop-padding: a square of N pixels filled")
-    add("--aa", metavar="NAME", help="AutoAugment: timm's policies; cifar10 or svhn with --crop-padding")
-    add("--hflip", type=float, default=0.5)
-    add("--vflip", type=float, default=0.0)
-    add("--color-jitter", type=float, default=0.4)
-    add("--scale", type=float, nargs=2, default=[0.08, 1.0], help="of the random resized crop")
-    add("--ratio", type=float, nargs=2, default=[3 / 4, 4 / 3])
-    add("--reprob", type=float, default=0.0, help="random erasing")
-    add("--remode", default="pixel")
-    add("--train-interpolation", default="random")
-
-    add = parser.add_argument_group("run").add_argument
-    add("--seed", type=int, default=42)
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--output", default="output/train", metavar="DIR", help="where runs go")
-    add("--experiment", default="", metavar="NAME", help="the run's folder in it (default: date and model)")
-    add("--resume", metavar="FILE", help="go on from this checkpoint, in its folder")
-    add("--checkpoint-hist", type=int, default=3, metavar="N", help="best checkpoints to keep")
-    add("--eval-metric", default="top1", choices=("top1", "top5", "loss"))
-    add("--log-interval", type=int, default=50, metavar="N", help="batches between log lines where no bar is shown")
-    return parser
-
-
-def check_options(args) -> None:
-    """Refuse options that would do nothing beside the others."""
-    defaults = vars(make_parser().parse_args([]))
-
-    def idle(because: str, *options: str) -> None:
-        for option in options:
-            if getattr(args, option) != defaults[option]:
-                raise InputError(f"--{option.replace('_', '-')} does nothing {because}")
-
-    if not args.teacher:
-        idle("without --teacher", "teacher_checkpoint", "branches", "alpha", "alpha_schedule", "beta")
-    if args.grad_method != "bptt":
-        idle("without --grad-method bptt: rate-based backpropagation keeps no steps to save on", "grad_checkpointing")
-    if args.no_aug:
-        return
-    if args.crop_padding is None:
-        idle("without --crop-padding; for larger images use --reprob", "cutout")
-        if args.aa in AUTO_AUGMENT:
-            raise InputError(f"--aa {args.aa} needs --crop-padding; larger images take timm's policies")
-    else:
-        idle("with --crop-padding", "vflip", "color_jitter", "scale", "ratio", "train_interpolation")
 
 
 def build_student(args) -> torch.nn.Module:
@@ -181,172 +60,269 @@ def build_student(args) -> torch.nn.Module:
         **model_kwargs(args),
     )
     if args.grad_checkpointing:
+        if getattr(model, "grad_method", None) == "rate":
+            raise InputError("--grad-checkpointing does nothing for rate-based backpropagation: it keeps no steps to "
+                             "save on; --grad-method bptt does")  # fmt: skip
         model.set_grad_checkpointing()
-    if args.channels_last:
-        model.to(memory_format=torch.channels_last)
-    return model
+    return model.to(memory_format=torch.channels_last) if args.channels_last else model
 
 
-def build_loaders(args, model, device):
-    """Training and validation loaders; the model's config is told how its images are normalised."""
-    with as_input_error("--input-size, --mean or --std"):
-        config = resolve_data_config(vars(args), model=model)
-    config["input_size"] = (model.in_chans, *config["input_size"][1:])
+def build_data(args, model, processes):
+    """Training batches, validation batches, and what tells the data from others; the model learns its config."""
+    frames = args.dataset in data.FRAME_DATASETS
+    config = data.data_config(vars(args), model, args.dataset)
     model.pretrained_cfg.update(config)
-
+    size, steps = config["input_size"][1:], getattr(model, "num_steps", None)
     open_split = partial(
-        open_dataset, args.dataset, args.data_dir, num_classes=model.num_classes, class_map=args.class_map,
-        download=args.dataset_download, seed=args.seed, input_img_mode="L" if model.in_chans == 1 else "RGB",
+        data.open_dataset, args.dataset, args.data_dir, num_classes=model.num_classes, in_chans=model.in_chans,
+        num_steps=args.event_steps or steps, size=size, class_map=args.class_map, download=args.dataset_download,
+        seed=args.seed, batch_size=args.batch_size,
     )  # fmt: skip
-    train = open_split(args.train_split, is_training=True, batch_size=args.batch_size)
-    val_batch = args.validation_batch_size or args.batch_size
-    val = open_split(args.val_split, is_training=False, batch_size=val_batch)
-    check_splits(train, val)
+    train, val = open_split(args.train_split, is_training=True), open_split(args.val_split, is_training=False)
+    data.check_splits(train, val)
+    facts = {"data": {"train": data.fingerprint(train), "validation": data.fingerprint(val)}}
 
-    # Workers start anew each epoch, so that an epoch depends on its seed and not on the epochs before it.
-    shared = dict(num_workers=args.workers, device=device, persistent_workers=False, pin_memory=device.type == "cuda")
-    loader = create_loader(
-        train, batch_size=args.batch_size, is_training=True, no_aug=args.no_aug, re_prob=args.reprob,
-        re_mode=args.remode, scale=args.scale, ratio=args.ratio, hflip=args.hflip, vflip=args.vflip,
-        color_jitter=args.color_jitter, auto_augment=None if args.crop_padding is not None else args.aa,
-        interpolation=args.train_interpolation, input_size=config["input_size"], mean=config["mean"],
-        std=config["std"], **shared,
-    )  # fmt: skip
-    if args.crop_padding is not None and not args.no_aug:
-        size, mean = config["input_size"][1:], config["mean"][: model.in_chans]
-        train.transform = SmallImageTransform(size, args.crop_padding, args.hflip, args.aa, args.cutout, mean)
-    if not len(loader):
-        raise InputError(f"the training data has fewer images ({len(train)}) than a batch ({args.batch_size})")
-    return loader, create_loader(val, batch_size=val_batch, is_training=False, **config, **shared)
+    if frames:
+        active = {} if args.no_aug else dict(hflip=args.hflip, roll=args.roll)
+        train.transform = data.FrameTransform(**active, time_mean=steps is None)
+        val.transform = data.FrameTransform(time_mean=steps is None)
+    else:
+        val.transform = create_transform(is_training=False, use_prefetcher=True, **config)
+        if args.crop_padding is not None and not args.no_aug:
+            train.transform = data.SmallImageTransform(
+                size, args.crop_padding, args.hflip, args.aa, args.cutout, config["mean"]
+            )
+        else:
+            with as_input_error(f"--aa {args.aa}, or another option of the augmentation,"):
+                train.transform = create_transform(
+                    config["input_size"], is_training=True, no_aug=args.no_aug, scale=args.scale, ratio=args.ratio,
+                    hflip=args.hflip, vflip=args.vflip, color_jitter=args.color_jitter, auto_augment=args.aa,
+                    interpolation=args.train_interpolation, mean=config["mean"], std=config["std"],
+                    use_prefetcher=True,
+                )  # fmt: skip
+    shared = dict(num_classes=model.num_classes, processes=processes, workers=args.workers, frames=frames,
+                  mean=config["mean"], std=config["std"])  # fmt: skip
+    erasing = dict(re_prob=0.0 if args.no_aug else args.reprob, re_mode=args.remode)
+    batches = data.TrainingBatches(train, args.batch_size, seed=args.seed, **shared, **erasing)
+    return batches, data.evaluation_batches(val, args.validation_batch_size or args.batch_size, **shared), facts
 
 
 def build_task(args, model, device):
-    criterion = torch.nn.CrossEntropyLoss(label_smoothing=args.smoothing)
+    """The model with its loss; teacher and adapters if there is a teacher."""
+    loss = create_classification_loss(smoothing=args.smoothing, soft_targets=args.mixup > 0 or args.cutmix > 0)
+
+    def criterion(logits, target):
+        return loss(logits.float(), target)
+
     if not args.teacher:
-        return ClassificationTask(model, criterion, device=device, verbose=False).to(device)
-    teacher = create_teacher(args.teacher, model.num_classes, model.in_chans, args.teacher_checkpoint)
-    if args.channels_last:
-        teacher.to(memory_format=torch.channels_last)
-    task = AnnGuidedDistillationTask(
-        model,
-        teacher,
-        criterion,
-        branches=args.branches.split(","),
-        alpha=args.alpha,
-        beta=args.beta,
-        input_size=model.pretrained_cfg["input_size"],
-        device=device,
-    )
+        task = ClassificationTask(model, criterion, device=device, verbose=False)
+    else:
+        teacher = create_teacher(args.teacher, model.num_classes, model.in_chans, args.teacher_checkpoint)
+        if args.dataset in data.FRAME_DATASETS:  # counts of events: nobody's weights know a scale of their own
+            teacher.pretrained_cfg.update({key: model.pretrained_cfg[key] for key in ("mean", "std")})
+        if args.channels_last:
+            teacher.to(memory_format=torch.channels_last)
+        task = AnnGuidedDistillationTask(
+            model, teacher, criterion, branches=args.branches.split(","), alpha=args.alpha, beta=args.beta,
+            input_size=model.pretrained_cfg["input_size"], device=device,
+        )  # fmt: skip
+    if args.sync_bn:
+        synchronise(task.get_trainable_module())
     return task.to(device)
 
 
-def train_one_epoch(epoch, args, task, loader, optimizer, scheduler, scaler, autocast) -> dict[str, float]:
-    task.train()
-    meters: dict[str, AverageMeter] = {}
-    start, seen = time.perf_counter(), 0
-    with tqdm(desc=f"epoch {epoch}", total=len(loader) * args.batch_size, unit="img", disable=None, leave=False) as bar:
-        for step, (images, target) in enumerate(loader):
+def build_training(args, task, steps, processes) -> tuple[Training, int]:
+    """What moves the weights: optimizer, scheduler, scaler; and the number of epochs with the cooldown."""
+    with as_input_error(f"--opt {args.opt}"):
+        optimizer = create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args))
+    updates = -(-steps // args.grad_accum_steps)
+    with as_input_error(f"--sched {args.sched}"):
+        scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=updates)
+    if args.model_ema:
+        task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
+    if args.torchcompile:
+        with as_input_error(f"--torchcompile {args.torchcompile}"):
+            task.compile(backend=args.torchcompile)
+    if processes.together:
+        ids = [processes.device] if processes.device.type == "cuda" else None
+        task.prepare_distributed(device_ids=ids, broadcast_buffers=False)
+    scaler = NativeScaler(processes.device.type) if args.amp and args.amp_dtype == "float16" else None
+    return Training(task, optimizer, scheduler, scaler, vars(args)), epochs
+
+
+def train_one_epoch(args, training, batches, forward, processes, progress, meters, pause) -> None:
+    """From where the progress is to the epoch's end; ``pause`` is called after every optimizer step."""
+    task, optimizer, scaler = training.task.train(), training.optimizer, training.scaler
+    done = first = progress.samples // batches.step_size
+    begun, shown = time.perf_counter(), progress.totals
+    bar = tqdm(
+        desc=f"epoch {progress.epoch}", total=batches.steps * batches.step_size, initial=progress.samples, unit="img",
+        disable=not processes.is_first or None, leave=False,
+    )  # fmt: skip
+    with bar:
+        for images, target in batches.epoch(progress.epoch, progress.samples):
             if args.channels_last and images.ndim == 4:
                 images = images.contiguous(memory_format=torch.channels_last)
-            with autocast():
-                result = task(images, target)
-            optimizer.zero_grad()
-            clip = dict(clip_mode=args.clip_mode, parameters=task.get_clip_parameters(args.clip_mode == "agc"))
-            if scaler is not None:
-                scaler(result["loss"], optimizer, clip_grad=args.clip_grad, **clip)
-            else:
-                result["loss"].backward()
+            # the last step of an epoch may have fewer batches than the others
+            group = min(args.grad_accum_steps, batches.steps - done // args.grad_accum_steps * args.grad_accum_steps)
+            done += 1
+            completes = done % args.grad_accum_steps == 0 or done == batches.steps
+            with nullcontext() if completes else task.no_sync():
+                result = forward(images, target)
+                loss = result["loss"] * (args.loss_grad_scale / group)
+                clip = dict(clip_mode=args.clip_mode, parameters=task.get_clip_parameters(args.clip_mode == "agc"))
+                if scaler is not None:
+                    scaler(loss, optimizer, clip_grad=args.clip_grad, need_update=completes, **clip)
+                else:
+                    loss.backward()
+            parts = {key: value for key, value in result.items() if value.ndim == 0}
+            parts["top1"] = 100 * (result["output"].argmax(1) == target).float().mean()
+            meters.update(parts, len(target))
+            progress.samples += batches.step_size
+            bar.update(batches.step_size)
+            if not completes:
+                continue
+            if scaler is None:
                 if args.clip_grad is not None:
                     dispatch_clip_grad(clip["parameters"], args.clip_grad, mode=args.clip_mode)
                 optimizer.step()
-            task.update_ema(epoch * len(loader) + step)
-            if scheduler:
-                scheduler.step_update(epoch * len(loader) + step + 1)
+            optimizer.zero_grad()
+            progress.updates += 1
+            task.update_ema(progress.updates)
+            if training.scheduler:
+                training.scheduler.step_update(progress.updates)
+            if progress.updates % args.log_interval == 0:
+                totals = meters.totals()
+                means, shown = means_of(totals, since=shown), totals
+                speed = (done - first) * batches.step_size / (time.perf_counter() - begun)
+                bar.set_postfix(loss=f"{means['loss']:.3f}", top1=f"{means['top1']:.1f}")
+                if bar.disable and processes.is_first:
+                    _logger.info(
+                        f"epoch {progress.epoch} [{done}/{batches.steps}] loss {means['loss']:.6f} top1 "
+                        f"{means['top1']:.2f} {speed:.0f} img/s ETA "
+                        f"{(batches.steps - done) * batches.step_size / speed:.0f} s"
+                    )
+            pause()
 
-            parts = {key: value.item() for key, value in result.items() if value.ndim == 0}
-            parts["top1"] = accuracy(result["output"].detach(), target)[0].item()
-            for key, value in parts.items():
-                meters.setdefault(key, AverageMeter()).update(value, len(images))
-            seen += len(images)
-            bar.update(len(images))
-            bar.set_postfix(loss=f"{meters['loss'].avg:.3f}", top1=f"{meters['top1'].avg:.1f}")
-            if bar.disable and (step + 1) % args.log_interval == 0:
-                speed = seen / (time.perf_counter() - start)
-                _logger.info(
-                    f"epoch {epoch} [{step + 1}/{len(loader)}] loss {meters['loss'].avg:.4f} "
-                    f"top1 {meters['top1'].avg:.2f} {speed:.0f} img/s "
-                    f"ETA {(len(loader) - step - 1) * args.batch_size / speed:.0f} s"
-                )
-    return {key: meter.avg for key, meter in meters.items()} | {"images_per_s": seen / (time.perf_counter() - start)}
+
+def validate(args, task, batches, processes, autocast, after_batch) -> dict[str, float]:
+    """The student, its hybrids, its firing rates, and the averaged weights if there are any."""
+    task.eval()
+    inspects = isinstance(task, AnnGuidedDistillationTask)
+    model = unwrap_model(task.get_eval_model())
+    how = dict(processes=processes, autocast=autocast, channels_last=args.channels_last, after_batch=after_batch)
+    spiking = model if hasattr(model, "num_steps") else None
+    val = evaluate(task.inspect if inspects else partial(logits_of, model), batches, spiking=spiking, **how)
+    if task.has_ema():
+        averaged = evaluate(partial(logits_of, unwrap_model(task.get_eval_model(ema=True))), batches, **how)
+        val |= {f"ema_{key}": averaged[key] for key in ("loss", "top1", "top5")}
+    return val
+
+
+def fit(args, training, batches, val_batches, processes, progress, checkpoints, records, epochs) -> None:
+    """Epoch after epoch: train, validate, record, save."""
+    task, mixup, autocast = training.task, None, nullcontext
+    if args.mixup or args.cutmix:
+        mixup = Mixup(args.mixup, args.cutmix, prob=args.mixup_prob, switch_prob=args.mixup_switch_prob,
+                      label_smoothing=args.smoothing, num_classes=val_batches.dataset.num_classes)  # fmt: skip
+    if args.amp:
+        autocast = partial(torch.autocast, processes.device.type, dtype=getattr(torch, args.amp_dtype))
+
+    def forward(images, target):
+        if mixup:
+            images, target = mixup(images, target)
+        with autocast():
+            return task(images, target)
+
+    def pause():
+        if args.recovery_interval and progress.updates % args.recovery_interval == 0:
+            progress.totals = meters.totals()
+            checkpoints.save(progress)
+        interruption.check()
+
+    with Interruption(processes) as interruption:
+        while progress.epoch < epochs:
+            epoch, begun, before = progress.epoch, time.perf_counter(), progress.samples
+            if not progress.samples:  # an epoch is the same in a run that was resumed
+                seed_all(seed_of(args.seed, epoch, processes.rank))
+            if isinstance(task, AnnGuidedDistillationTask):
+                task.alpha = scheduled_alpha(args.alpha_schedule, args.alpha, epoch, epochs)
+            meters = Meters(processes, progress.totals)
+            try:
+                train_one_epoch(args, training, batches, forward, processes, progress, meters, pause)
+                train = means_of(meters.totals())
+                train["images_per_s"] = (progress.samples - before) / (time.perf_counter() - begun)
+                if processes.together and not args.sync_bn:
+                    for module in filter(None, (task.get_trainable_module(), task.get_trainable_module(ema=True))):
+                        distribute_bn(module, processes.count, args.dist_bn == "reduce")
+                val = validate(args, task, val_batches, processes, autocast, interruption.check)
+            except Stopped:
+                progress.totals = meters.totals()
+                checkpoints.save(progress)
+                raise
+            metric = val[("ema_" if task.has_ema() else "") + args.eval_metric]
+            progress.judge(metric, decreasing=args.eval_metric == "loss")
+            row = {"epoch": epoch} | {f"train_{key}": value for key, value in train.items()}
+            row |= {f"eval_{key}": value for key, value in val.items()}
+            row["lr"] = training.optimizer.param_groups[0]["lr"]
+            if records:
+                records.epoch(row, {"metric": args.eval_metric, "value": progress.best_metric,
+                                    "epoch": progress.best_epoch})  # fmt: skip
+            if training.scheduler:
+                training.scheduler.step(epoch + 1, metric)
+            progress.next_epoch()
+            checkpoints.save_epoch(progress, epoch)
+            hybrids = "".join(f" hybrid {key[5:]} {value:.2f}" for key, value in val.items() if key[:5] == "top1_")
+            _logger.info(
+                f"epoch {epoch}: train loss {train['loss']:.4f} top1 {train['top1']:.2f} {train['images_per_s']:.0f} "
+                f"img/s | val loss {val['loss']:.4f} top1 {val['top1']:.2f}{hybrids} | lr {row['lr']:.4f}"
+            )
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_with_config(make_parser(), argv)
+    args = parse_with_config(make_parser(__doc__), argv)
     check_options(args)
-    device = open_device(args.device)
-    random_seed(args.seed)
+    processes = Processes(args.device)
+    if processes.device.type == "cpu":
+        keep_memory()
+    seed_all(args.seed)
     model = build_student(args)
-    train_loader, val_loader = build_loaders(args, model, device)
-    task = build_task(args, model, device)
-    with as_input_error(f"--opt {args.opt}"):
-        optimizer = create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args))
-    scaler = NativeScaler(device.type) if args.amp and args.amp_dtype == "float16" else None
-    autocast = nullcontext
-    if args.amp:
-        autocast = partial(torch.autocast, device.type, dtype=getattr(torch, args.amp_dtype))
-    if args.model_ema:
-        task.setup_ema(decay=args.model_ema_decay)
-    with as_input_error(f"--sched {args.sched}"):
-        scheduler, epochs = create_scheduler_v2(
-            optimizer, **scheduler_kwargs(args), updates_per_epoch=len(train_loader)
-        )
-    folder = open_run_dir(args)
-    saver = Saver(
-        vars(args), model=model, optimizer=optimizer, amp_scaler=scaler, checkpoint_dir=str(folder),
-        decreasing=args.eval_metric == "loss", max_history=args.checkpoint_hist, task=task,
-    )  # fmt: skip
-    start_epoch = resume(args, task, optimizer, scaler, saver, folder) if args.resume else 0
-    if start_epoch >= epochs:
+    batches, val_batches, facts = build_data(args, model, processes)
+    task = build_task(args, model, processes.device)
+    training, epochs = build_training(args, task, batches.steps, processes)
+    folder = processes.from_first(open_run_dir(args) if processes.is_first else None)
+    if processes.is_first:
+        setup_default_logging(log_path=str(folder / "train.log"))
+    progress = resume(args, folder, training, processes) if args.resume else Progress()
+    if progress.epoch >= epochs and args.resume == "auto":
+        return _logger.info(f"{folder} has all of {epochs} epochs")
+    if progress.epoch >= epochs:
         raise InputError(f"nothing to do: {args.resume!r} has all of {epochs} epochs; set --epochs higher")
-    if start_epoch and scheduler:
-        scheduler.step(start_epoch)
-
-    setup_default_logging(log_path=str(folder / "train.log"))
-    logging.getLogger("timm").setLevel(logging.WARNING)  # the saver would list its files after every epoch
-    write_atomically(folder / "args.yaml", yaml.safe_dump(vars(args)))
-    summary = folder / "summary.csv"
-    trim_summary(str(summary), start_epoch)
-    size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    checkpoints = Checkpoints(folder, args.checkpoint_hist, training, processes)
+    facts |= {"parameters": sum(p.numel() for p in model.parameters()), "processes": processes.count}
+    records = Records(folder, args, facts, progress.epoch) if processes.is_first else None
     _logger.info(
-        f"{args.model}: {size:.2f} M parameters, teacher {args.teacher}, snnzoo {snnzoo.__version__}, {folder}"
+        f"{args.model}: {facts['parameters'] / 1e6:.2f} M parameters, teacher {args.teacher}, "
+        f"{processes.count} process(es), snnzoo {snnzoo.__version__}, {folder}"
     )
 
-    inspects = isinstance(task, AnnGuidedDistillationTask)
-    for epoch in range(start_epoch, epochs):
-        random_seed((args.seed + 1_000_003 * epoch) % 2**32)  # an epoch is the same in a run that was resumed
-        if hasattr(train_loader.dataset, "set_epoch"):
-            train_loader.dataset.set_epoch(epoch)
-        if inspects:
-            task.alpha = scheduled_alpha(args.alpha_schedule, args.alpha, epoch, epochs)
-        train = train_one_epoch(epoch, args, task, train_loader, optimizer, scheduler, scaler, autocast)
-        task.eval()
-        how = (val_loader, device, autocast, args.channels_last)
-        val = evaluate(task.inspect if inspects else partial(logits_of, task.get_eval_model()), *how)
-        if task.has_ema():
-            averaged = evaluate(partial(logits_of, task.get_eval_model(ema=True)), *how)
-            val |= {f"ema_{key}": averaged[key] for key in ("loss", "top1", "top5")}
-        metric = val[("ema_" if task.has_ema() else "") + args.eval_metric]
-        lr = optimizer.param_groups[0]["lr"]
-        update_summary(epoch, train, val, str(summary), lr=lr)
-        best, best_epoch = saver.save_checkpoint(epoch, metric)
-        if scheduler:
-            scheduler.step(epoch + 1, metric)
-        hybrids = "".join(f" hybrid {key[5:]} {value:.2f}" for key, value in val.items() if key.startswith("top1_"))
-        _logger.info(
-            f"epoch {epoch}: train loss {train['loss']:.4f} top1 {train['top1']:.2f} {train['images_per_s']:.0f} img/s "
-            f"| val loss {val['loss']:.4f} top1 {val['top1']:.2f}{hybrids} | lr {lr:.4f}"
-        )
-    _logger.info(f"best {args.eval_metric} {best:.2f} in epoch {best_epoch}: {folder / 'model_best.pth.tar'}")
+    try:
+        fit(args, training, batches, val_batches, processes, progress, checkpoints, records, epochs)
+    except Stopped as stopped:
+        _logger.info(f"{stopped} in epoch {progress.epoch}; go on with --resume {folder}")
+        processes.close()
+        raise SystemExit(128 + stopped.signum) from None
+    finally:
+        if records:
+            records.close(finished=progress.epoch == epochs)
+    if records:
+        try:
+            draw_curves({folder.name: records.rows}, folder / "curves.png")
+        except InputError as error:
+            _logger.info(f"no picture of the curves: {error}")
+    best = f"best {args.eval_metric} {progress.best_metric:.2f} in epoch {progress.best_epoch}"
+    _logger.info(f"{best}: {folder / BEST}")
+    processes.close()
 
 
 if __name__ == "__main__":

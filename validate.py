@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
-"""Measure the accuracy of any zoo or timm model, in the manner of timm's validate.py.
+"""Measure the accuracy of any zoo, timm or Hub model, in the manner of timm's validate.py.
 
 python validate.py --data-dir DIR --model snn_resnet20_t4 --checkpoint output/train/RUN/model_best.pth.tar
+python validate.py --data-dir DIR --model hf-hub:OWNER/NAME --num-steps 1 2 4 6 --results-file results.csv
 """
 
 import argparse
+import csv
+import io
 import json
 import logging
 from contextlib import nullcontext
@@ -12,14 +15,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from timm.data import create_loader, resolve_data_config
+from timm.data import create_transform
 from timm.utils import ParseKwargs, setup_default_logging
 
-from snnzoo.data import open_dataset
+from snnzoo import data
 from snnzoo.errors import InputError
 from snnzoo.evaluate import evaluate, logits_of
 from snnzoo.files import write_atomically
-from snnzoo.scripting import as_input_error, model_kwargs, open_device, parse_with_config, run
+from snnzoo.processes import Processes
+from snnzoo.records import versions
+from snnzoo.scripting import model_kwargs, parse_with_config, run
 from snnzoo.weights import create_model
 
 _logger = logging.getLogger("validate")
@@ -31,17 +36,18 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--data-dir", metavar="DIR", help="root of the data")
-    add("--dataset", metavar="NAME", default="", help="timm's names: torch/…, hfds/…; a folder or tar if empty")
+    add("--dataset", metavar="NAME", default="", help="timm's names: torch/…, hfds/…; frames, cifar10dvs; or a folder")
     add("--split", metavar="NAME", default="validation")
     add("--dataset-download", action="store_true", help="let torch/… and hfds/… data be downloaded")
     add("--class-map", metavar="FILE", default="", help="class to label mapping")
-    add("--model", required=True)
-    add("--checkpoint", metavar="FILE", help="weights; without it --pretrained")
+    add("--model", required=True, help="a zoo or timm model, or hf-hub:…")
+    add("--checkpoint", metavar="FILE", help="weights; without it the model's pretrained ones")
     add("--pretrained", action="store_true", help="the model's pretrained weights")
     add("--use-ema", action="store_true", help="the averaged weights of the checkpoint")
     add("--num-classes", type=int, metavar="N", help="(default: the model's)")
     add("--in-chans", type=int, metavar="N")
-    add("--num-steps", type=int, metavar="T", help="time steps (default: the model's)")
+    add("--num-steps", type=int, nargs="+", metavar="T", help="time steps, one or several (default: the model's)")
+    add("--event-steps", type=int, metavar="T", help="frames of a cifar10dvs recording (default: the model's steps)")
     add("--model-kwargs", nargs="*", default={}, action=ParseKwargs, metavar="K=V")
     add("--input-size", nargs=3, type=int, metavar="N", help="channels, height, width (default: the model's)")
     add("--crop-pct", type=float, metavar="P")
@@ -54,61 +60,86 @@ def make_parser() -> argparse.ArgumentParser:
     add("--channels-last", action="store_true", help="memory layout, often faster")
     add("--amp", action="store_true")
     add("--amp-dtype", default="bfloat16", choices=("bfloat16", "float16"))
-    add("--results-file", metavar="FILE", help="write the results as JSON")
+    add("--results-file", metavar="FILE", help="write the results, .csv or .json")
     return parser
+
+
+def write_results(path: Path, results: list[dict]) -> None:
+    """One row or object for each number of steps; JSON says what it was measured with, too."""
+    if path.suffix == ".csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(results[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(results)
+        write_atomically(path, text.getvalue())
+    else:
+        write_atomically(path, json.dumps({"results": results, "versions": versions()}, indent=2) + "\n")
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_with_config(make_parser(), argv)
     setup_default_logging()
-    if not args.checkpoint and not args.pretrained:
+    if not args.checkpoint and not args.pretrained and ":" not in args.model:
         raise InputError("nothing to measure: give --checkpoint FILE or --pretrained")
+    if args.results_file and Path(args.results_file).suffix not in (".csv", ".json"):
+        raise InputError(f"--results-file must end in .csv or .json, got {args.results_file!r}")
     model = create_model(
         args.model,
         args.checkpoint,
         use_ema=args.use_ema,
-        pretrained=args.pretrained,
+        pretrained=args.pretrained or not args.checkpoint,
         in_chans=args.in_chans or (args.input_size and args.input_size[0]),
         num_classes=args.num_classes,
-        num_steps=args.num_steps,
+        num_steps=args.num_steps and args.num_steps[0],
         **model_kwargs(args),
     )
-    device = open_device(args.device)
-    model = model.to(device).eval()
+    processes = Processes(args.device)
+    model = model.to(processes.device).eval()
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
-
-    with as_input_error("--input-size, --mean or --std"):
-        config = resolve_data_config(vars(args), model=model)
-    config["input_size"] = (model.in_chans, *config["input_size"][1:])
-    dataset = open_dataset(
-        args.dataset, args.data_dir, args.split, model.num_classes, class_map=args.class_map,
-        download=args.dataset_download, input_img_mode="L" if model.in_chans == 1 else "RGB",
-    )  # fmt: skip
-    loader = create_loader(
-        dataset, batch_size=args.batch_size, num_workers=args.workers, device=device, pin_memory=device.type == "cuda",
-        persistent_workers=False, **config,
-    )  # fmt: skip
     autocast = nullcontext
     if args.amp:
-        autocast = partial(torch.autocast, device.type, dtype=getattr(torch, args.amp_dtype))
+        autocast = partial(torch.autocast, processes.device.type, dtype=getattr(torch, args.amp_dtype))
+    config = data.data_config(vars(args), model, args.dataset)
 
-    metrics = evaluate(partial(logits_of, model), loader, device, autocast, args.channels_last)
-    result = {
-        "model": args.model,
-        "checkpoint": args.checkpoint,
-        "num_steps": getattr(model, "num_steps", None),
-        "images": len(dataset),
-        "input_size": list(config["input_size"]),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        **metrics,
-    }
-    _logger.info(
-        f"{args.model}: top-1 {metrics['top1']:.2f} % top-5 {metrics['top5']:.2f} % loss {metrics['loss']:.4f} on "
-        f"{len(dataset)} images, {metrics['images_per_s']:.0f} img/s"
-    )
+    results = []
+    for steps in args.num_steps or [getattr(model, "num_steps", None)]:
+        if steps is not None:
+            model.num_steps = steps
+        dataset = data.open_dataset(
+            args.dataset, args.data_dir, args.split, model.num_classes, model.in_chans, args.event_steps or steps,
+            config["input_size"][1:], class_map=args.class_map, download=args.dataset_download,
+        )  # fmt: skip
+        frames = args.dataset in data.FRAME_DATASETS
+        if frames and args.dataset == "frames" and args.num_steps:
+            raise InputError(f"--num-steps: frames have their own number of steps, {dataset.num_steps}")
+        transform = create_transform(is_training=False, use_prefetcher=True, **config)
+        dataset.transform = data.FrameTransform(time_mean=steps is None) if frames else transform
+        loader = data.evaluation_batches(
+            dataset, args.batch_size, model.num_classes, processes, args.workers, config["mean"], config["std"], frames
+        )
+        with torch.no_grad(), autocast():  # kernels are compiled before the clock starts
+            model(next(iter(loader))[0])
+        metrics = evaluate(
+            partial(logits_of, model), loader, processes, autocast, args.channels_last,
+            spiking=model if steps is not None else None,
+        )  # fmt: skip
+        results.append({
+            "model": args.model,
+            "checkpoint": args.checkpoint,
+            "num_steps": dataset.num_steps if frames else steps,
+            "images": len(dataset),
+            "input_size": "x".join(map(str, config["input_size"])),
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            **metrics,
+        })  # fmt: skip
+        _logger.info(
+            f"{args.model}{f' T = {steps}' if steps else ''}: top-1 {metrics['top1']:.2f} % top-5 "
+            f"{metrics['top5']:.2f} % loss {metrics['loss']:.4f} on {len(dataset)} images, "
+            f"{metrics['images_per_s']:.0f} img/s"
+        )
     if args.results_file:
-        write_atomically(args.results_file, json.dumps(result, indent=2) + "\n")
+        write_results(Path(args.results_file), results)
 
 
 if __name__ == "__main__":

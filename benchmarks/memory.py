@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Peak memory of one training step against the number of time steps, by rate-based backpropagation and through time.
+"""Peak memory of one training step against the number of time steps: rate-based, through time, and SpikingJelly's.
 
     python benchmarks/memory.py [--model snn_resnet18_t4] [--batch-size 32] [--steps 2 4 8]
 
@@ -19,12 +19,14 @@ import torch
 
 def measure(name: str, num_steps: int, grad_method: str, batch_size: int) -> float:
     """MiB that one step needs above the process's base."""
+    import peers
     import timm
 
-    import snnzoo  # noqa: F401
-
     torch.set_num_threads(2)
-    model = timm.create_model(name, num_steps=num_steps, grad_method=grad_method).train()
+    if grad_method == "spikingjelly":
+        model = peers.spikingjelly(name, num_steps)
+    else:
+        model = timm.create_model(name, num_steps=num_steps, grad_method=grad_method).train()
     model.to(memory_format=torch.channels_last)
 
     def step(batch):
@@ -51,18 +53,18 @@ def main() -> None:
 
     print(f"{args.model}, batch {args.batch_size}, 32x32, float32; torch {torch.__version__}, {platform.machine()}")
     print(
-        "method"
+        "method      "
         + "".join(f"   T={steps:<3d} MiB" for steps in args.steps)
         + f"   T={args.steps[-1]} / T={args.steps[0]}"
     )
-    for grad_method in ("rate", "bptt"):
+    for grad_method in ("rate", "bptt", "spikingjelly"):
         peaks = []
         for steps in args.steps:
             command = [sys.executable, __file__, "--model", args.model, "--batch-size", str(args.batch_size)]
             command += ["--one", str(steps), grad_method]
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             peaks.append(float(output.split()[-1]))
-        print(f"{grad_method:6s}" + "".join(f"   {peak:9.0f}" for peak in peaks) + f"   {peaks[-1] / peaks[0]:9.2f}")
+        print(f"{grad_method:12s}" + "".join(f"   {peak:9.0f}" for peak in peaks) + f"   {peaks[-1] / peaks[0]:9.2f}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ sum itself (:func:`snnzoo.layers.settle`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,8 @@ class Norm:
         weight, bias: ``[C]``, or None.
         mean, var: ``[C]`` statistics to normalise with.
         eps: added to the variance.
-        of_batch: the statistics are the batch's own, so gradients flow through them; else they are constants.
+        of_batch: the statistics are the batch's own, so gradients flow through them; else they are constants. Where
+            they are those of several processes' batches, the function that knows that gradient (:mod:`snnzoo.sync`).
     """
 
     weight: Tensor | None
@@ -35,7 +36,7 @@ class Norm:
     mean: Tensor
     var: Tensor
     eps: float
-    of_batch: bool
+    of_batch: bool | Callable
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """``(scale, shift)``, ``[C]`` each, at least float32: ``scale * x + shift`` is the norm of x."""

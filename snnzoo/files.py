@@ -1,24 +1,51 @@
 """Files that are whole or not there."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside ``path``, renamed to it if the block ends well and deleted if it does not."""
+def atomic_path(path: str | Path, durable: bool = True) -> Iterator[Path]:
+    """A temporary name beside ``path``, renamed to it if the block ends well and deleted if it does not.
+
+    Args:
+        path: the file to write; processes that write it at the same time do not disturb each other.
+        durable: have the disk confirm the contents before the rename and the rename after it, so that a power cut
+            leaves the old file or the new one. Not worth its milliseconds for what can be made again, like a cache.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        if durable:
+            _sync(temporary)
         temporary.replace(path)
+        if durable:
+            _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name != "posix":  # Windows opens no folders
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_atomically(path: str | Path, text: str) -> None:
     """Write a text file by way of a temporary name."""
     with atomic_path(path) as temporary:
         temporary.write_text(text)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files that killed processes have left in ``folder``; nobody may be writing there."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)

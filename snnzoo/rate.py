@@ -138,6 +138,9 @@ class _SumOfRates(torch.autograd.Function):
                 grads += [grad, None, None, None, None]
                 continue
             (eps, of_batch), (x, weight, mean, var) = norm, kept[4 * i : 4 * i + 4]
+            if callable(of_batch):
+                grads += [*of_batch(grad, x, weight, mean, torch.rsqrt(var + eps)), None, None]
+                continue
             grads += torch.ops.aten.native_batch_norm_backward(
                 grad.to(x.dtype), x, weight, mean, var, mean, torch.rsqrt(var + eps), of_batch, eps,
                 list(ctx.needs_input_grad[3 + 5 * i : 6 + 5 * i]),

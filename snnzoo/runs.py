@@ -1,71 +1,105 @@
-"""A training run's folder: opened, saved to, resumed from."""
+"""A training run's folder: opened, and gone on from."""
 
 import argparse
+import logging
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-import torch
-from timm.task import TrainingTask, load_task_ema_checkpoint, resume_task_checkpoint
-from timm.utils import CheckpointSaver, NativeScaler
-from timm.utils.checkpoint_saver import load_checkpoint_metadata
-
+from snnzoo.checkpoints import LAST, MUST_AGREE, Progress, Training, candidates, read_checkpoint
 from snnzoo.errors import InputError
+from snnzoo.files import remove_leftovers
+from snnzoo.processes import Processes
+from snnzoo.randomness import set_rng_state
 from snnzoo.scripting import as_input_error
 
-
-class Saver(CheckpointSaver):
-    """timm's saver; the run's options go into the file as a plain dict, which every torch loads safely."""
-
-    def __init__(self, options: dict[str, Any], **kwargs: Any):
-        super().__init__(**kwargs)
-        self.options = options
-
-    def state_dict(self, *args: Any) -> dict[str, Any]:
-        return super().state_dict(*args) | {"options": self.options}
+_logger = logging.getLogger(__name__)
 
 
 def open_run_dir(args: argparse.Namespace) -> Path:
-    """The run's folder; never one that holds another run."""
+    """The run's folder; never one that holds another run.
+
+    Raises:
+        InputError: it holds one, or it cannot be made or written to.
+    """
+    if args.resume == "auto" and not args.experiment:
+        raise InputError("--resume auto goes on in the run's own folder: name it with --experiment")
     name = args.experiment or f"{datetime.now():%Y%m%d-%H%M%S}-{args.model.replace('/', '_')}"
-    own = args.resume and not args.experiment
-    folder = Path(args.resume).parent if own else Path(args.output) / name
-    goes_on = args.resume and folder.resolve() == Path(args.resume).resolve().parent
+    source = _resumed_folder(args)
+    folder = source if source and not args.experiment else Path(args.output) / name
+    goes_on = args.resume == "auto" or (source and folder.resolve() == source.resolve())
     if not goes_on and any(folder.glob("*.pth.tar")):
         raise InputError(f"folder {str(folder)!r} holds another run's checkpoints; resume it with --resume, or choose "
                          f"another --experiment")  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable.tmp"
+        probe.touch()
+        remove_leftovers(folder)
+    except OSError as error:
+        raise InputError(
+            f"the run's folder {str(folder)!r} cannot be written to: {error.strerror}; choose another --output"
+        ) from error
     return folder
 
 
-def resume(
-    args: argparse.Namespace,
-    task: TrainingTask,
-    optimizer: torch.optim.Optimizer,
-    scaler: NativeScaler | None,
-    saver: Saver,
-    folder: Path,
-) -> int:
-    """Restore everything from a checkpoint; returns the epoch to go on with."""
-    if not Path(args.resume).is_file():
+def _resumed_folder(args: argparse.Namespace) -> Path | None:
+    if not args.resume or args.resume == "auto":
+        return None
+    path = Path(args.resume)
+    return path if path.is_dir() else path.parent
+
+
+def find_checkpoints(args: argparse.Namespace, folder: Path) -> list[Path]:
+    """What ``--resume`` may mean, best first: of a folder, or its ``last``, everything whole in it.
+
+    Raises:
+        InputError: there is nothing there.
+    """
+    path = folder if args.resume == "auto" else Path(args.resume)
+    if path.is_file() and path.name != LAST:
+        return [path]
+    found = candidates(path if path.is_dir() else path.parent)
+    if not found and args.resume != "auto":
         raise InputError(f"--resume: no checkpoint file at {args.resume!r}")
-    try:
-        written_by = load_checkpoint_metadata(args.resume)["saver"]["options"]
-    except Exception as error:  # torn files fail in many ways
-        raise InputError(
-            f"--resume: {args.resume!r} is not a checkpoint of this script, or it is truncated: {error}"
-        ) from error
-    for option in ("model", "model_kwargs", "num_classes", "teacher", "branches", "opt"):
-        if written_by[option] != getattr(args, option):
+    return found
+
+
+def resume(args: argparse.Namespace, folder: Path, training: Training, processes: Processes) -> Progress:
+    """Restore everything from the newest checkpoint that is whole; the start of the run if ``auto`` finds none.
+
+    Raises:
+        InputError: no checkpoint, none that is whole, or one of another kind of run.
+    """
+    found = processes.from_first(find_checkpoints(args, folder) if processes.is_first else None)
+    if not found:
+        return Progress()
+    for path, older in zip(found, [*found[1:], None], strict=True):
+        try:
+            state = read_checkpoint(path)
+            break
+        except InputError as error:
+            if older is None:
+                raise
+            _logger.warning("%s\n  going on from the one before: %s", error, older)
+    for option in MUST_AGREE:
+        if state["options"].get(option) != getattr(args, option):
             name = option.replace("_", "-")
             raise InputError(
-                f"--resume: {args.resume!r} was written with --{name} {written_by[option]}, this run has "
+                f"--resume: {str(path)!r} was written with --{name} {state['options'].get(option)}, this run has "
                 f"{getattr(args, option)}"
             )
-    with as_input_error(f"--resume {args.resume}"):
-        start_epoch = resume_task_checkpoint(task, args.resume, optimizer, scaler, log_info=False)
-    if task.has_ema():
-        load_task_ema_checkpoint(task, args.resume)
-    if folder.resolve() == Path(args.resume).resolve().parent:
-        saver.load_state_dict_from_checkpoint(args.resume)
-    return start_epoch
+    progress = Progress(**state["progress"])
+    if progress.samples and state["options"]["seed"] != args.seed:
+        raise InputError(
+            f"--resume: {str(path)!r} lies inside an epoch, whose order comes from --seed {state['options']['seed']}; "
+            f"this run has {args.seed}"
+        )
+    with as_input_error(f"--resume {path}"):
+        training.load(state, progress)
+    if len(state["rng"]) == processes.count:
+        set_rng_state(state["rng"][processes.rank], processes.device)
+    else:
+        _logger.warning("%s was written by %d processes, this run has %d: random numbers go on differently",
+                        path, len(state["rng"]), processes.count)  # fmt: skip
+    _logger.info("going on from %s: epoch %d, %d samples into it", path, progress.epoch, progress.samples)
+    return progress

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -62,7 +63,7 @@ def _converted(action: argparse.Action, value):
         expected, fits = "true or false", isinstance(value, bool)
     elif isinstance(action.default, dict):
         expected, fits = "a mapping", isinstance(value, dict)
-    elif action.nargs is not None:
+    elif action.nargs not in (None, "?"):
         expected, fits = f"a list of {convert.__name__}", isinstance(value, list)
     else:
         expected, fits = f"one {convert.__name__}", not isinstance(value, (bool, list, dict))
@@ -112,11 +113,22 @@ def open_device(name: str) -> torch.device:
     return device
 
 
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
 def run(main: Callable[[], None], name: str) -> None:
-    """Run a script's main; an :class:`InputError` becomes one line and exit status 2, Ctrl-C status 130."""
+    """Run a script's main; an :class:`InputError` becomes one line and exit status 2, Ctrl-C status 130.
+
+    A disk that is full, or not to be written to, is an input error too.
+    """
     try:
         main()
     except InputError as error:
+        # one from a data loading worker carries the worker's traceback before it
+        sys.exit(_complain(name, f"error: {str(error).rpartition('InputError: ')[2].strip()}", 2))
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise
         sys.exit(_complain(name, f"error: {error}", 2))
     except KeyboardInterrupt:
         sys.exit(_complain(name, "interrupted", 130))

@@ -1,5 +1,7 @@
 """Augmentation and data sets."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from PIL import Image
 from torchvision import transforms
 
 from snnzoo import InputError
-from snnzoo.data import Cutout, SmallImageTransform, write_digits
+from snnzoo.data import Cutout, SmallImageTransform, TrainingBatches, evaluation_batches, write_digits
 
 
 def test_cutout_is_one_clipped_square():
@@ -59,3 +61,85 @@ def test_digits(tmp_path):
     digits = sklearn.load_digits()
     image = np.array(Image.open(folder / "validation" / str(digits.target[4]) / "0004.png"))
     assert np.array_equal(np.round(image / 255 * 16), digits.images[4])
+
+
+# --- batches that can be entered anywhere -------------------------------------------------------------------------
+
+
+class Noise(torch.utils.data.Dataset):
+    """Images of noise drawn from all three generators, labelled by their number."""
+
+    def __len__(self):
+        return 23
+
+    def __getitem__(self, index):
+        value = random.random() + np.random.rand() + float(torch.rand(()))  # noqa: NPY002
+        return torch.full((3, 2, 2), int(value * 80), dtype=torch.uint8), index
+
+
+class NoiseStream(torch.utils.data.IterableDataset):
+    def __len__(self):
+        return 23
+
+    def __iter__(self):
+        noise = Noise()
+        return (noise[index] for index in range(23))
+
+
+class Rank:
+    def __init__(self, rank=0, count=1):
+        self.rank, self.count, self.together, self.device = rank, count, count > 1, torch.device("cpu")
+
+
+def batches(dataset, rank=None, batch_size=4, workers=0, **kwargs):
+    fixed = dict(mean=(0.0,) * 3, std=(1 / 255,) * 3, num_classes=23, seed=5)
+    return TrainingBatches(dataset, batch_size, processes=rank or Rank(), workers=workers, **fixed, **kwargs)
+
+
+def listed(epoch):
+    return [(images.flatten(1).tolist(), labels.tolist()) for images, labels in epoch]
+
+
+@pytest.mark.parametrize("kind", [Noise, NoiseStream])
+def test_an_epoch_can_be_entered_anywhere(kind):
+    whole = listed(batches(kind(), re_prob=0.5).epoch(3))
+    assert len(whole) == 5
+    before = torch.random.get_rng_state(), random.getstate()
+    for workers in (0, 1):
+        data = batches(kind(), workers=workers, re_prob=0.5)
+        listed(data.epoch(2))
+        assert listed(data.epoch(3, 12)) == whole[3:]
+        assert listed(data.epoch(3, 20)) == []
+        assert listed(data.epoch(3)) == whole
+        assert listed(data.epoch(4)) != whole
+    assert torch.equal(torch.random.get_rng_state(), before[0]) and random.getstate() == before[1]
+
+
+def test_processes_share_an_epoch():
+    """Each batch of two processes together is a batch of one with twice the size, augmentation included."""
+    whole = listed(batches(Noise(), batch_size=8).epoch(1))
+    parts = [listed(batches(Noise(), Rank(rank, 2)).epoch(1)) for rank in (0, 1)]
+    assert len(whole) == len(parts[0]) == len(parts[1]) == 2
+    for (images, labels), *shares in zip(whole, *parts, strict=True):
+        together = {label: image for share in shares for image, label in zip(*share, strict=True)}
+        assert together == dict(zip(labels, images, strict=True))
+    # and goes on in another number of processes where the others have stopped
+    done = [label for _, labels in whole[:1] for label in labels]
+    rest = [label for _, labels in batches(Noise()).epoch(1, 8) or [] for label in labels.tolist()]
+    assert not set(done) & set(rest) and len(rest) == 12
+
+
+def test_evaluation_reads_everything_once():
+    for kind in (Noise, NoiseStream):
+        loader = evaluation_batches(kind(), 4, 23, Rank(), 0, (0.0,) * 3, (1.0,) * 3)
+        assert torch.cat([labels for _, labels in loader]).tolist() == list(range(23))
+    shares = [evaluation_batches(Noise(), 4, 23, Rank(rank, 2), 0, (0.0,) * 3, (1.0,) * 3) for rank in (0, 1)]
+    real = [torch.cat([y for _, y in share])[: share.sampler.num_valid_samples] for share in shares]
+    assert sorted(torch.cat(real).tolist()) == list(range(23))
+
+
+def test_unlike_statistics_and_empty_data():
+    with pytest.raises(InputError, match="fewer images .23. than a batch .30"):
+        batches(Noise(), batch_size=30)
+    with pytest.raises(InputError, match="on each of 2 processes"):
+        batches(Noise(), Rank(0, 2), batch_size=12)

@@ -1,78 +1,28 @@
 """The scripts, on a few real digits: training, resuming, measuring, and every bad input."""
 
-import csv
-import logging
+import hashlib
+import http.server
+import json
+import os
 import shutil
 import subprocess
 import sys
 import tarfile
+import threading
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import timm
 import torch
 import yaml
 from conftest import ROOT
+from running import load, options, refuse, rows, taught
 from safetensors.torch import save_file
 
 import train_distill
-import validate
 from snnzoo import InputError
-from snnzoo.data import write_digits
-
-TINY = "depths=(1,1,1)"
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory):
-    """Eight training and four validation images of each digit."""
-    pytest.importorskip("sklearn")
-    folder = write_digits(tmp_path_factory.mktemp("digits"))
-    for split, keep in (("train", 8), ("validation", 4)):
-        for label in (folder / split).iterdir():
-            for path in sorted(label.iterdir())[keep:]:
-                path.unlink()
-    return folder
-
-
-@pytest.fixture(scope="session")
-def teacher(tmp_path_factory):
-    path = tmp_path_factory.mktemp("teacher") / "weights.safetensors"
-    torch.manual_seed(1)
-    save_file(timm.create_model("cifar_resnet20").state_dict(), path)
-    return path
-
-
-@pytest.fixture(autouse=True)
-def _quiet_root_logger():
-    """The scripts add handlers to the root logger; take them off again."""
-    before = logging.root.handlers[:]
-    yield
-    for handler in logging.root.handlers[:]:
-        if handler not in before:
-            logging.root.removeHandler(handler)
-            handler.close()
-
-
-def options(digits, output, *extra):
-    basic = (
-        f"--device cpu --data-dir {digits} --input-size 3 8 8 --batch-size 20 --workers 0 --epochs 1 --output {output}"
-    )
-    student = f"--model snn_resnet20_t2 --model-kwargs {TINY} --crop-padding 1 --hflip 0"
-    return [*basic.split(), *student.split(), *(str(word) for word in extra)]
-
-
-def taught(teacher):
-    return "--teacher", "cifar_resnet20", "--teacher-checkpoint", teacher
-
-
-def load(path):
-    return torch.load(path, weights_only=True)
-
-
-def rows(folder):
-    with (folder / "summary.csv").open() as file:
-        return list(csv.DictReader(file))
-
+from snnzoo.data.batches import SeededDataset
 
 # --- what must work ----------------------------------------------------------------------------------------------
 
@@ -82,13 +32,16 @@ def test_a_run_leaves_all_that_is_promised(digits, teacher, tmp_path):
     train_distill.main(options(digits, tmp_path, *extra, "--amp", "--clip-grad", 1.0, "--channels-last"))
     folder = tmp_path / "run"
     written = {path.name for path in folder.iterdir()}
-    assert {"last.pth.tar", "model_best.pth.tar", "summary.csv", "args.yaml", "train.log"} <= written
+    promised = {"last.pth.tar", "model_best.pth.tar", "checkpoint-0.pth.tar", "checkpoint-1.pth.tar", "summary.csv",
+                "summary.json", "args.yaml", "train.log"}  # fmt: skip
+    assert promised <= written
     assert not [name for name in written if "tmp" in name]
     table = rows(folder)
-    assert [row["epoch"] for row in table] == ["0", "1"]
+    assert [row["epoch"] for row in table] == [0, 1]
     wanted = {
         "train_loss", "train_task_loss", "train_kd_loss", "train_branch_1_loss", "train_branch_2_loss", "train_top1",
         "train_images_per_s", "eval_top1", "eval_top1_1", "eval_top1_2", "eval_similarity_1", "eval_ema_top1", "lr",
+        "eval_rate_stem", "eval_rate_layer1", "eval_rate_layer3",
     }  # fmt: skip
     assert wanted <= set(table[0])
     checkpoint = load(folder / "last.pth.tar")
@@ -96,29 +49,6 @@ def test_a_run_leaves_all_that_is_promised(digits, teacher, tmp_path):
     assert set(checkpoint["state_dict"]) == set(model.state_dict()) == set(checkpoint["state_dict_ema"])
     assert "adapters" in checkpoint["task_state"]
     assert yaml.safe_load((folder / "args.yaml").read_text())["teacher"] == "cifar_resnet20"
-
-
-@pytest.mark.parametrize("distilled", [True, False])
-def test_resumed_run_equals_uninterrupted_one(digits, teacher, tmp_path, distilled):
-    extra = ("--epochs", 3, "--model-ema", "--checkpoint-hist", 9, *(taught(teacher) if distilled else ()))
-    train_distill.main(options(digits, tmp_path, *extra, "--experiment", "whole"))
-    whole = load(tmp_path / "whole/last.pth.tar")
-
-    cut = tmp_path / "cut"
-    cut.mkdir()
-    shutil.copy(tmp_path / "whole/checkpoint-0.pth.tar", cut / "last.pth.tar")
-    (cut / "summary.csv").write_text((tmp_path / "whole/summary.csv").read_text())
-    train_distill.main(options(digits, tmp_path, *extra, "--resume", cut / "last.pth.tar"))
-    resumed = load(cut / "last.pth.tar")
-    for key in ("state_dict", "state_dict_ema", "optimizer", "task_state"):
-        if key in whole:
-            torch.testing.assert_close(resumed[key], whole[key], rtol=0, atol=0)
-    assert resumed["saver"]["best_metric"] == whole["saver"]["best_metric"]
-    timings = ("train_images_per_s", "eval_images_per_s")
-    for ours, theirs in zip(rows(cut), rows(tmp_path / "whole"), strict=True):
-        assert {k: v for k, v in ours.items() if k not in timings} == {
-            k: v for k, v in theirs.items() if k not in timings
-        }
 
 
 @pytest.mark.parametrize(
@@ -180,35 +110,107 @@ def test_the_options_of_a_run_can_be_used_again(digits, teacher, tmp_path):
     torch.testing.assert_close(after["state_dict"], before["state_dict"], rtol=0, atol=0)
 
 
-def test_every_recipe_is_understood():
-    recipes = sorted((ROOT / "hub_configs").glob("*/recipe.yaml"))
-    assert recipes
-    for recipe in recipes:
-        args = train_distill.parse_with_config(train_distill.make_parser(), ["-c", str(recipe)])
-        assert timm.is_model(args.model)
-        assert recipe.parent.name.startswith(args.model)
+RECIPES = sorted((ROOT / "hub_configs").glob("*/recipe.yaml"))
 
 
-def test_validate_measures_a_run(digits, tmp_path):
-    train_distill.main(options(digits, tmp_path, "--epochs", 1, "--experiment", "run"))
-    result = tmp_path / "result.json"
-    checkpoint = tmp_path / "run/last.pth.tar"
-    arguments = f"--data-dir {digits} --model snn_resnet20_t2 --model-kwargs {TINY} --checkpoint {checkpoint}".split()
-    validate.main([*arguments, *f"--input-size 3 8 8 --workers 0 --device cpu --results-file {result}".split()])
-    measured = yaml.safe_load(result.read_text())
-    assert measured["top1"] == pytest.approx(float(rows(tmp_path / "run")[0]["eval_top1"]))
-    assert (measured["images"], measured["num_steps"]) == (40, 2)
-    refuse("has no averaged weights", [*arguments, "--use-ema"], validate.main)
-    refuse("has no sub-folder 'vaildation', .* it has train, validation", [*arguments, "--split", "vaildation"],
-           validate.main)  # fmt: skip
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.parent.name)
+def test_every_recipe_is_understood(recipe):
+    args = train_distill.parse_with_config(train_distill.make_parser(), ["-c", str(recipe), "--epochs", "7"])
+    train_distill.check_options(args)
+    assert (args.epochs, args.branches, args.alpha) == (7, "main", 0.5)
+    assert recipe.parent.name.startswith(f"{args.model}.")
+    if not timm.is_model(args.model):
+        pytest.skip(f"{args.model} is not in the zoo")
+    assert timm.is_model(args.teacher)
+
+
+def test_there_is_a_recipe_for_every_row_of_the_paper():
+    names = {path.parent.name for path in RECIPES}
+    for tag in ("c10", "c100"):
+        assert {f"snn_resnet18_t{t}.{tag}" for t in (2, 4, 6)} | {f"snn_resnet19_t2.{tag}"} <= names
+    assert {"snn_sew_resnet34_t4.in1k", "snn_preact_resnet34_t4.in1k", "snn_preact_resnet34_t4.in1k_resnet50"} <= names
+    assert "snn_resnet19_t4.c10dvs" in names
+
+
+def test_a_recipe_runs_on_the_digits(digits, teacher, tmp_path):
+    recipe = ROOT / "hub_configs/snn_resnet20_t4.c10/recipe.yaml"
+    run = options(digits, tmp_path, "-c", recipe, "--teacher-checkpoint", teacher, "--experiment", "run")
+    train_distill.main(run)
+    assert yaml.safe_load((tmp_path / "run/args.yaml").read_text())["aa"] == "cifar10"
+
+
+@pytest.mark.parametrize("extra", [("--mixup", 0.8), ("--cutmix", 1.0, "--mixup", 0.2, "--smoothing", 0.1)])
+def test_mixed_labels(digits, teacher, tmp_path, extra):
+    train_distill.main(options(digits, tmp_path, *taught(teacher), *extra, "--experiment", "run"))
+    assert rows(tmp_path / "run")[0]["train_loss"] > 0
+    refuse("--batch-size must be even, got 5", options(digits, tmp_path, *extra, "--batch-size", 5))
+
+
+def test_the_loss_gradient_can_be_scaled(digits, tmp_path):
+    """By SGD without momentum and decay: half the gradient is half the learning rate."""
+    plain = options(digits, tmp_path, "--momentum", 0, "--weight-decay", 0, "--lr", 0.05, "--sched", "none")
+    train_distill.main([*plain, "--loss-grad-scale", "0.5", "--experiment", "a"])
+    train_distill.main([*plain, "--lr", "0.025", "--experiment", "b"])
+    a, b = (load(tmp_path / name / "last.pth.tar")["state_dict"] for name in "ab")
+    torch.testing.assert_close(a, b)
+    train_distill.main([*plain, "--experiment", "c"])
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(a, load(tmp_path / "c/last.pth.tar")["state_dict"])
+
+
+@pytest.mark.slow
+def test_a_teacher_from_the_hub(digits, tmp_path):
+    """Pulled by huggingface_hub itself from a server on this machine that answers as the Hub does."""
+    torch.manual_seed(0)
+    model = timm.create_model("resnet18", num_classes=10)
+    files = tmp_path / "hub"
+    files.mkdir()
+    save_file(model.state_dict(), files / "model.safetensors")
+    config = {"architecture": "resnet18", "num_classes": 10, "num_features": 512,
+              "pretrained_cfg": {"tag": "digits", "mean": [0.5] * 3, "std": [0.5] * 3, "input_size": [3, 32, 32],
+                                 "num_classes": 10, "first_conv": "conv1", "classifier": "fc"}}  # fmt: skip
+    (files / "config.json").write_text(json.dumps(config))
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        asked: ClassVar[list] = []
+
+        def do_HEAD(self):
+            self.answer()
+
+        def do_GET(self):
+            self.wfile.write(self.answer())
+
+        def answer(self):
+            self.asked.append(self.path)
+            path = files / self.path.rsplit("/", 1)[-1]
+            found = "/someone/teacher/resolve/" in self.path and path.is_file()
+            content = path.read_bytes() if found else b""
+            self.send_response(200 if found else 404)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+            self.send_header("X-Repo-Commit", "0" * 40)
+            if not found:
+                self.send_header("X-Error-Code", "EntryNotFound")
+            self.end_headers()
+            return content
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    run = options(digits, tmp_path, "--teacher", "hf-hub:someone/teacher", "--experiment", "run")
+    environment = os.environ | {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "h")}
+    command = [sys.executable, str(ROOT / "train_distill.py"), *run, "--input-size", "3", "32", "32"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=200)
+    server.shutdown()
+    server.server_close()
+    assert result.returncode == 0, result.stderr
+    assert any(path.endswith("model.safetensors") for path in Hub.asked)
+    assert rows(tmp_path / "run")[0]["train_kd_loss"] > 0
 
 
 # --- what must not -----------------------------------------------------------------------------------------------
-
-
-def refuse(match, arguments, main=train_distill.main):
-    with pytest.raises(InputError, match=match):
-        main(arguments)
 
 
 def test_no_such_model_or_teacher(digits, teacher, tmp_path):
@@ -246,6 +248,39 @@ def test_data_folder_missing_empty_or_wrong(digits, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_samples_that_cannot_be_used(digits, tmp_path):
+    shutil.copytree(digits, tmp_path / "data")
+    path = sorted((tmp_path / "data/train/4").iterdir())[0]
+    path.write_bytes(path.read_bytes()[:60])
+    refuse(f"sample '{path}' cannot be read, mend or remove it", options(tmp_path / "data", tmp_path))
+    run = options(tmp_path / "data", tmp_path, "--workers", 2)
+    with pytest.raises(InputError, match=f"sample '{path}' cannot be read"):  # from another process
+        train_distill.main(run)
+    dataset = SeededDataset([("image", 3), ("image", 12), ("image", -1)], num_classes=10)
+    assert dataset[0] == ("image", 3)
+    for index, label in ((1, 12), (2, -1)):
+        with pytest.raises(InputError, match=f"number {index} has label {label}, the model has 10 classes"):
+            dataset[index]
+
+
+def test_numbers_out_of_range(digits, tmp_path):
+    for option in ("batch-size", "epochs", "grad-accum-steps", "checkpoint-hist", "log-interval"):
+        refuse(f"--{option} must be at least 1, got 0", options(digits, tmp_path, f"--{option}", 0))
+    refuse("--seed must be at least 0, got -1", options(digits, tmp_path, "--seed", -1))
+    refuse("--model-ema-decay does nothing without", options(digits, tmp_path, "--model-ema-decay", 0.5))
+    refuse("--mixup-prob does nothing without", options(digits, tmp_path, "--mixup-prob", 0.5))
+    refuse("--roll does nothing without event frames", options(digits, tmp_path, "--roll", 2))
+
+
+def test_a_folder_that_cannot_be_written_to(digits, tmp_path):
+    if not Path("/sys/kernel").exists():
+        pytest.skip("no folder on this machine that not even its administrator can write to")
+    refuse("the run's folder '/sys/run' cannot be written to: .*; choose another --output",
+           options(digits, "/sys", "--experiment", "run"))  # fmt: skip
+    (tmp_path / "file").touch()
+    refuse("cannot be written to: Not a directory", options(digits, tmp_path / "file", "--experiment", "run"))
+
+
 @pytest.mark.parametrize("steps", [0, -3])
 def test_no_steps(digits, tmp_path, steps):
     refuse(
@@ -271,7 +306,11 @@ def test_damaged_checkpoints(digits, tmp_path):
 
 def test_a_run_is_never_overwritten(digits, teacher, tmp_path):
     train_distill.main(options(digits, tmp_path, "--epochs", 1, "--experiment", "run"))
-    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+
+    def contents():  # but for the log, which is open as long as this process
+        return {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.name != "train.log"}
+
+    before = contents()
     again = options(digits, tmp_path, "--epochs", 1, "--experiment", "run")
     last = tmp_path / "run/last.pth.tar"
     refuse("holds another run's checkpoints; resume it with --resume, or choose another --experiment", again)
@@ -282,7 +321,7 @@ def test_a_run_is_never_overwritten(digits, teacher, tmp_path):
            [*options(digits, tmp_path, "--epochs", 2, "--resume", last), "--model", "snn_resnet20_t1"])  # fmt: skip
     refuse("written with --opt momentum, this run has adamw",
            options(digits, tmp_path, "--epochs", 2, "--resume", last, "--opt", "adamw"))  # fmt: skip
-    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    assert contents() == before
 
 
 def test_bad_config(digits, tmp_path):
@@ -312,7 +351,7 @@ def test_options_that_do_not_go_together(digits, teacher, tmp_path):
     refuse("--vflip does nothing with --crop-padding", [*run, "--vflip", "0.5"])
     refuse("--teacher-checkpoint does nothing without --teacher", [*run, "--teacher-checkpoint", "x.pth"])
     refuse("--alpha does nothing without --teacher", [*run, "--alpha", "0.7"])
-    refuse("--grad-checkpointing does nothing without --grad-method bptt", [*run, "--grad-checkpointing"])
+    refuse("--grad-checkpointing does nothing for rate-based", [*run, "--grad-checkpointing"])
     refuse("--opt nonsense does not fit", [*run, "--opt", "nonsense"])
     refuse("--sched nonsense does not fit", [*run, "--sched", "nonsense"])
     refuse("--input-size, --mean or --std does not fit", [*run, "--mean", "0.1", "0.2"])
@@ -323,7 +362,6 @@ def test_options_that_do_not_go_together(digits, teacher, tmp_path):
     refuse("policy 'original' is not for padded crops", options(digits, tmp_path, "--aa", "original"))
     refuse("branches: no '7'", options(digits, tmp_path, *taught(teacher), "--branches", "7"))
     refuse("alpha must lie in", options(digits, tmp_path, *taught(teacher), "--alpha", "2"))
-    refuse("nothing to measure", ["--model", "cifar_resnet20"], validate.main)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 

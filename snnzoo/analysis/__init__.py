@@ -1,5 +1,6 @@
 """Looking inside trained networks."""
 
-from snnzoo.analysis.firing import firing_rates
+from snnzoo.analysis.curves import draw_curves
+from snnzoo.analysis.firing import SpikeCounter, firing_rates
 
-__all__ = ["firing_rates"]
+__all__ = ["SpikeCounter", "draw_curves", "firing_rates"]

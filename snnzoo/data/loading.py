@@ -1,23 +1,69 @@
-"""timm's datasets, opened with errors that say what to do."""
+"""timm's datasets and ours, opened with errors that say what to do."""
 
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from timm.data import create_dataset
+import numpy as np
+from timm.data import create_dataset, resolve_data_config
+from timm.data.loader import adapt_to_chs
+from torch import nn
+from torch.utils.data import IterableDataset
 
+from snnzoo.data.events import FRAME_DATASETS, Cifar10DVS, FrameFolder
 from snnzoo.errors import InputError
+from snnzoo.scripting import as_input_error
 
 _SPLIT_NAMES = ("train", "training", "val", "validation", "test", "eval")
 
 
-def open_dataset(name: str, root: str | None, split: str, num_classes: int, **kwargs: Any):
-    """``timm.data.create_dataset``, checked.
+def data_config(options: Mapping[str, Any], model: nn.Module, dataset: str) -> dict[str, Any]:
+    """timm's ``resolve_data_config`` for as many channels as the model takes.
 
     Args:
-        name: timm's: empty for a folder or tar of images, ``torch/…``, ``hfds/…``, …
+        options: those of the scripts.
+        model: gives what they leave open.
+        dataset: name; frames of events are counts, not to be normalised unless the options say how.
+
+    Raises:
+        InputError: values that do not go together.
+    """
+    with as_input_error("--input-size, --mean or --std"):
+        config = resolve_data_config(dict(options), model=model)
+    if dataset in FRAME_DATASETS:
+        config["mean"], config["std"] = options["mean"] or (0.0,), options["std"] or (1.0,)
+        if len(config["mean"]) != len(config["std"]):
+            raise InputError(f"--mean and --std must be as many, got {config['mean']} and {config['std']}")
+    config["input_size"] = (model.in_chans, *config["input_size"][1:])
+    config["mean"], config["std"] = (
+        adapt_to_chs(value[0] if len(value) == 1 else value, model.in_chans)
+        for value in (config["mean"], config["std"])
+    )
+    return config
+
+
+def open_dataset(
+    name: str,
+    root: str | None,
+    split: str,
+    num_classes: int,
+    in_chans: int = 3,
+    num_steps: int | None = None,
+    size: tuple[int, int] | None = None,
+    **kwargs: Any,
+):
+    """``timm.data.create_dataset``, checked; and our own datasets of frames.
+
+    Args:
+        name: timm's: empty for a folder or tar of images, ``torch/…``, ``hfds/…``, …; ours: ``frames``
+            (:class:`~snnzoo.data.FrameFolder`) and ``cifar10dvs`` (:class:`~snnzoo.data.Cifar10DVS`).
         root: the data's folder or file.
         split: which part; for a folder, the sub-folder of that name (or its usual synonyms).
         num_classes: of the model; the data may not have more.
+        in_chans: of the model; images are read as grey for 1 and in colour otherwise, frames must have as many.
+        num_steps: T, for ``cifar10dvs``.
+        size: ``(H, W)``, for frames.
         **kwargs: as for ``create_dataset``.
 
     Raises:
@@ -26,10 +72,14 @@ def open_dataset(name: str, root: str | None, split: str, num_classes: int, **kw
     where = f"dataset {name or 'folder'} at {str(root)!r}"
     if "/" not in name and not Path(root or "").exists():
         raise InputError(f"{where}: there is no such folder or file; give it with --data-dir")
-    try:
-        dataset = create_dataset(name, root=root, split=split, **kwargs)
-    except Exception as error:  # every reader has its own
-        raise InputError(f"{where}, split {split!r}: {error or type(error).__name__}") from error
+    if name in FRAME_DATASETS:
+        dataset = _open_frames(name, root, split, in_chans, num_steps, size)
+    else:
+        try:
+            mode = "L" if in_chans == 1 else "RGB"
+            dataset = create_dataset(name, root=root, split=split, **{"input_img_mode": mode, **kwargs})
+        except Exception as error:  # every reader has its own
+            raise InputError(f"{where}, split {split!r}: {error or type(error).__name__}") from error
     if _root(dataset) == root and any((Path(root) / name).is_dir() for name in _SPLIT_NAMES):
         raise InputError(
             f"{where} has no sub-folder {split!r}, and without one all of it would be read; it has "
@@ -44,6 +94,22 @@ def open_dataset(name: str, root: str | None, split: str, num_classes: int, **kw
     return dataset
 
 
+def _open_frames(name: str, root: str, split: str, in_chans: int, num_steps: int | None, size) -> FrameFolder:
+    if name == "frames":
+        dataset = FrameFolder(root, split, None, size)
+    elif num_steps is None:
+        raise InputError("cifar10dvs: a network that knows no time sees the mean of T frames: give T, --event-steps")
+    else:
+        dataset = Cifar10DVS(root, split, num_steps, size)
+    channels = dataset[0][0].shape[1]
+    if channels != in_chans:
+        raise InputError(
+            f"dataset {name} at {str(root)!r} has frames of {channels} channels, the model takes {in_chans}: "
+            f"set --in-chans {channels}"
+        )
+    return dataset
+
+
 def class_names(dataset) -> list[str]:
     """Names of the dataset's classes by label; empty where its reader does not know them."""
     mapping = getattr(getattr(dataset, "reader", dataset), "class_to_idx", None) or {}
@@ -54,6 +120,30 @@ def _root(dataset) -> str | None:
     """The folder that a folder dataset reads, None for other kinds."""
     samples_from_files = hasattr(dataset, "reader") or hasattr(dataset, "imgs")
     return getattr(getattr(dataset, "reader", dataset), "root", None) if samples_from_files else None
+
+
+def fingerprint(dataset) -> dict[str, Any]:
+    """What tells one state of a dataset from another, without reading all of it.
+
+    Returns:
+        ``samples``, ``classes``, and ``sha256`` over all file names and labels (where the reader knows them) and the
+        contents of 16 samples spread over the data; without the last for streams.
+    """
+    found = {"samples": len(dataset), "classes": len(class_names(dataset)) or None}
+    if isinstance(dataset, IterableDataset):
+        return found
+    digest = hashlib.sha256()
+    for sample in getattr(getattr(dataset, "reader", dataset), "samples", getattr(dataset, "targets", ())):
+        name, label = (sample[0], sample[-1]) if np.ndim(sample) else ("", sample)
+        digest.update(f"{Path(getattr(name, 'name', str(name))).name}:{label};".encode())
+    transform, dataset.transform = dataset.transform, None
+    try:
+        for index in np.linspace(0, len(dataset) - 1, 16).astype(int).tolist():
+            image, label = dataset[index]
+            digest.update(np.asarray(image).tobytes() + str(label).encode())
+    finally:
+        dataset.transform = transform
+    return found | {"sha256": digest.hexdigest()}
 
 
 def check_splits(train, validation) -> None:

@@ -193,7 +193,14 @@ class AnnGuidedDistillationTask(TrainingTask):
                 f"teacher; resume with the branches and the teacher it was trained with"
             ) from error
 
+    def compile(self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any) -> nn.Module:
+        """Compile what is trained; the student is still evaluated and saved uncompiled."""
+        self.trainable_module = torch.compile(self.trainable_module, backend=backend, mode=mode, **compile_kwargs)
+        return self.trainable_module
+
     def _teacher_input(self, x: Tensor) -> Tensor:
+        if x.ndim == 5:  # a network that knows no time sees the mean of the frames
+            x = x.mean(1)
         return self.teacher.normalize_input(x, self.student_mean, self.student_std)
 
     def _loss(self, logits: Tensor, target: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -216,7 +223,7 @@ class AnnGuidedDistillationTask(TrainingTask):
         """One training forward.
 
         Args:
-            input: images ``[B, C, H, W]``, normalised for the student.
+            input: images ``[B, C, H, W]`` or frames ``[B, T, C, H, W]``, normalised for the student.
             target: labels ``[B]`` (or whatever the criterion takes).
 
         Returns:

@@ -1,0 +1,221 @@
+"""A run's checkpoints: written so that no crash costs more than what came after the last one."""
+
+import contextlib
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.task import TrainingTask
+from timm.utils import NativeScaler
+from torch.optim import Optimizer
+
+from snnzoo.errors import InputError
+from snnzoo.files import atomic_path
+from snnzoo.processes import Processes
+from snnzoo.randomness import rng_state
+
+LAST, PREVIOUS, BEST = "last.pth.tar", "previous.pth.tar", "model_best.pth.tar"
+MUST_AGREE = ("model", "model_kwargs", "num_classes", "in_chans", "teacher", "branches", "opt")
+
+
+@dataclass
+class Progress:
+    """Where a run is.
+
+    Attributes:
+        epoch: the present epoch.
+        samples: how many of its samples have been learnt from, by all processes together.
+        updates: optimizer steps, of the whole run.
+        totals: of this epoch's metrics so far, see :class:`snnzoo.meters.Meters`.
+        best_metric, best_epoch: of the validations so far.
+    """
+
+    epoch: int = 0
+    samples: int = 0
+    updates: int = 0
+    totals: dict[str, float] = field(default_factory=dict)
+    best_metric: float | None = None
+    best_epoch: int | None = None
+
+    def judge(self, metric: float, decreasing: bool) -> None:
+        """Take the present epoch as the best if its metric is better, lower if ``decreasing``."""
+        best = self.best_metric
+        if best is None or (metric < best if decreasing else metric > best):
+            self.best_metric, self.best_epoch = metric, self.epoch
+
+    def next_epoch(self) -> None:
+        """The present epoch is done."""
+        self.epoch, self.samples, self.totals = self.epoch + 1, 0, {}
+
+
+@dataclass
+class Training:
+    """What a checkpoint is made of besides the progress."""
+
+    task: TrainingTask
+    optimizer: Optimizer
+    scheduler: Any | None
+    scaler: NativeScaler | None
+    options: dict[str, Any]
+
+    def state(self, progress: Progress, rng: list[dict[str, Any]]) -> dict[str, Any]:
+        """Plain types and tensors only, so that every torch loads it with ``weights_only=True``."""
+        state = {
+            "epoch": progress.epoch - 1,  # the last finished one, as timm has it
+            "arch": self.options["model"],
+            "version": 2,  # of timm's format, whose scripts read the weights
+            "optimizer": self.optimizer.state_dict(),
+            "progress": asdict(progress),
+            "rng": rng,
+            "options": self.options,
+            **self.task.get_checkpoint_state(),
+            **self.task.get_checkpoint_state(ema=True),
+        }
+        if self._plateau:
+            state["scheduler"] = self._plateau.state_dict()
+        if self.scaler:
+            state[self.scaler.state_dict_key] = self.scaler.state_dict()
+        return state
+
+    def load(self, state: dict[str, Any], progress: Progress) -> None:
+        """The reverse; the schedule follows this run's options at the checkpoint's place."""
+        self.task.load_checkpoint_state(state["state_dict"], state.get("task_state"))
+        if self.task.has_ema():
+            # a run that has only now asked for averages starts them from its weights
+            key = "_ema" if "state_dict_ema" in state else ""
+            averaged = state["state_dict" + key], state.get("task_state" + key)
+            self.task.load_checkpoint_state(*averaged, ema=True)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler and self.scaler.state_dict_key in state:
+            self.scaler.load_state_dict(state[self.scaler.state_dict_key])
+        if self._plateau:
+            self._plateau.load_state_dict(state.get("scheduler", self._plateau.state_dict()))
+        elif self.scheduler:
+            self.scheduler.step(progress.epoch)
+            self.scheduler.step_update(progress.updates)
+
+    @property
+    def _plateau(self) -> Any | None:
+        """The one schedule with a memory, which timm leaves out of its state; the others are functions of the place."""
+        return getattr(self.scheduler, "lr_scheduler", None)
+
+
+class Checkpoints:
+    """The checkpoint files of a run's folder.
+
+    ``last`` is the newest state and ``previous`` the one before it; ``checkpoint-<epoch>`` are the last few epochs'
+    ends, ``model_best`` the best of all epochs. Each is whole: written under a temporary name, confirmed by the disk,
+    renamed. They are links to one file where the file system has links. timm's saver deletes the old file before it
+    renames the new one, which a crash can hit.
+
+    Args:
+        folder: of the run.
+        keep: how many epochs' ends.
+        training: what is saved.
+        processes: of the run; the first one writes.
+    """
+
+    def __init__(self, folder: Path, keep: int, training: Training, processes: Processes):
+        self.folder, self.keep, self._training, self._processes = folder, keep, training, processes
+
+    def save(self, progress: Progress) -> None:
+        """Write ``last``; called by all processes.
+
+        Raises:
+            InputError: the disk is full, or not to be written to; what was there is still there.
+        """
+        state = self._state(progress)
+        if not self._processes.is_first:
+            return
+        last = self.folder / LAST
+        with self._written(last, state):
+            if last.exists():
+                _link(last, self.folder / PREVIOUS)
+
+    def save_epoch(self, progress: Progress, epoch: int) -> None:
+        """Keep an epoch's end under its name, as the best if it is, and last as ``last``; called by all processes."""
+        state = self._state(progress)
+        if not self._processes.is_first:
+            return
+        path, last = self.folder / f"checkpoint-{epoch}.pth.tar", self.folder / LAST
+        with self._written(path, state):
+            pass
+        if progress.best_epoch == epoch:
+            _link(path, self.folder / BEST)
+        if last.exists():
+            _link(last, self.folder / PREVIOUS)
+        _link(path, last)  # only now: whoever goes on from it finds the rest in place
+        for old in _epochs(self.folder)[self.keep :]:
+            old.unlink(missing_ok=True)
+
+    def _state(self, progress: Progress) -> dict[str, Any]:
+        return self._training.state(progress, self._processes.gather(rng_state(self._processes.device)))
+
+    @contextlib.contextmanager
+    def _written(self, path: Path, state: dict[str, Any]) -> Iterator[None]:
+        """Write a checkpoint under a temporary name, run the block, and give it its name."""
+        try:
+            with atomic_path(path) as temporary:
+                with temporary.open("wb") as file:
+                    torch.save(state, file)
+                yield
+        except (OSError, RuntimeError) as error:  # torch's writer hides the reason in a RuntimeError
+            raise InputError(
+                f"checkpoint {str(path)!r} could not be written: {_reason(error, self.folder)}; the one before is "
+                f"intact: make room, then --resume {self.folder}"
+            ) from error
+
+
+def candidates(folder: Path) -> list[Path]:
+    """What a run could go on from, newest first."""
+    paths = [folder / LAST, folder / PREVIOUS, *_epochs(folder)]
+    return [path for path in paths if path.is_file()]
+
+
+def _epochs(folder: Path) -> list[Path]:
+    """The epochs' checkpoints, newest first."""
+    paths = folder.glob("checkpoint-*.pth.tar")
+    return sorted(paths, key=lambda path: -int(path.name.removeprefix("checkpoint-").split(".")[0]))
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name, or a copy where the file system has no links."""
+    with atomic_path(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+
+
+def _reason(error: Exception, folder: Path) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    cause = error.__cause__ or error.__context__
+    if isinstance(cause, OSError):
+        return _reason(cause, folder)
+    free = shutil.disk_usage(folder).free / 2**20
+    return f"{str(error).splitlines()[0]} ({free:.0f} MiB are free)"
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of the trainer, tensors on the CPU.
+
+    Raises:
+        InputError: it is not one, or it is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch writes checksums and does not look at them
+            damaged = archive.testzip()
+        if damaged:
+            raise ValueError(f"its part {damaged} does not have the checksum it was written with")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return {"progress": state["progress"], **state}
+    except Exception as error:  # torn files fail in many ways
+        raise InputError(
+            f"--resume: {str(path)!r} is not a checkpoint of this script, or it is truncated: {error}"
+        ) from error

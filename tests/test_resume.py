@@ -1,0 +1,267 @@
+"""No crash may cost more than what came after the last checkpoint."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from running import TIMINGS, assert_same_state, load, options, refuse, rows, taught
+
+import train_distill
+from snnzoo import InputError
+from snnzoo.interruption import Interruption, Stopped
+
+
+@pytest.fixture
+def whole(digits, teacher, tmp_path):
+    """Options of a short run with everything that is random in it, and where it went uninterrupted."""
+    extra = (
+        *taught(teacher), "--epochs", 3, "--model-ema", "--checkpoint-hist", 9, "--drop", 0.2, "--mixup", 0.5,
+        "--cutmix", 0.5, "--recovery-interval", 1, "--aa", "cifar10", "--reprob", 0.5,
+    )  # fmt: skip
+    run = options(digits, tmp_path, *extra)
+    train_distill.main([*run, "--experiment", "whole"])
+    return run, tmp_path / "whole"
+
+
+class Killed(BaseException):
+    """In place of kill -9, which benchmarks/kill.py does for real."""
+
+
+def die_after(monkeypatch, updates):
+    """Let the run die once ``updates`` optimizer steps are done."""
+    from snnzoo.checkpoints import Checkpoints
+
+    save = Checkpoints.save
+
+    def save_and_die(self, progress):
+        save(self, progress)
+        if progress.updates == updates and progress.samples:
+            raise Killed
+
+    monkeypatch.setattr(Checkpoints, "save", save_and_die)
+
+
+def test_a_run_that_died_inside_an_epoch_ends_as_if_it_had_not(whole, monkeypatch, tmp_path):
+    run, folder = whole
+    for updates in (1, 6, 12):  # after the first of four steps, in the middle, before the last validation
+        name = f"cut{updates}"
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            die_after(patch, updates)
+            train_distill.main([*run, "--experiment", name])
+        assert load(tmp_path / name / "last.pth.tar")["progress"]["updates"] == updates
+        train_distill.main([*run, "--experiment", name, "--resume", "auto", "--workers", "2"])
+        assert_same_state(load(tmp_path / name / "last.pth.tar"), load(folder / "last.pth.tar"))
+        assert rows(tmp_path / name, TIMINGS) == rows(folder, TIMINGS)
+
+
+@pytest.mark.parametrize("distilled", [True, False])
+def test_a_run_goes_on_from_any_epoch(digits, teacher, tmp_path, distilled):
+    extra = ("--epochs", 3, "--model-ema", "--checkpoint-hist", 9, *(taught(teacher) if distilled else ()))
+    train_distill.main(options(digits, tmp_path, *extra, "--experiment", "whole"))
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    shutil.copy(tmp_path / "whole/checkpoint-0.pth.tar", cut / "last.pth.tar")
+    shutil.copy(tmp_path / "whole/summary.csv", cut)
+    train_distill.main(options(digits, tmp_path, *extra, "--resume", cut / "last.pth.tar"))
+    assert_same_state(load(cut / "last.pth.tar"), load(tmp_path / "whole/last.pth.tar"))
+    assert rows(cut, TIMINGS) == rows(tmp_path / "whole", TIMINGS)
+
+
+@pytest.mark.filterwarnings("ignore:PlateauLRScheduler is deprecated:FutureWarning")
+@pytest.mark.parametrize("sched", ["plateau", "step"])
+def test_the_schedule_goes_on(digits, tmp_path, sched):
+    extra = ("--epochs", 4, "--sched", sched, "--patience-epochs", 0, "--decay-epochs", 1, "--checkpoint-hist", 9)
+    train_distill.main(options(digits, tmp_path, *extra, "--experiment", "whole"))
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    for name in ("last", "previous", "checkpoint-3", "checkpoint-2"):
+        (tmp_path / f"cut/{name}.pth.tar").unlink()
+    train_distill.main(options(digits, tmp_path, *extra, "--experiment", "cut", "--resume", "auto"))
+    rates = [row["lr"] for row in rows(tmp_path / "whole")]
+    assert rates == [row["lr"] for row in rows(tmp_path / "cut")]
+    assert rates[-1] < rates[0]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends_the_run(digits, teacher, tmp_path, signum):
+    run = options(digits, tmp_path, *taught(teacher), "--epochs", 40, "--experiment", "run", "--workers", "1")
+    environment = os.environ | {"SNNZOO_BACKEND": "eager", "OMP_NUM_THREADS": "1"}
+    # a test runner in the background hands SIGINT down as ignored
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train_distill.py"), *run], env=environment, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    while not (tmp_path / "run/last.pth.tar").exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signum)
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + signum, stderr
+    assert f"stopped by {signal.Signals(signum).name} in epoch" in stderr
+    assert "Traceback" not in stderr
+    progress = load(tmp_path / "run/last.pth.tar")["progress"]
+    assert progress["epoch"] < 40
+    again = options(digits, tmp_path, *taught(teacher), "--epochs", progress["epoch"] + 1)
+    train_distill.main([*again, "--resume", str(tmp_path / "run")])
+    assert rows(tmp_path / "run")[-1]["epoch"] == progress["epoch"]
+
+
+def test_a_stop_waits_for_the_next_check_and_a_second_one_does_not():
+    from snnzoo.processes import Processes
+
+    before = signal.getsignal(signal.SIGTERM)
+    with Interruption(Processes("cpu")) as interruption:
+        interruption.check()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped, match="SIGTERM"):
+            interruption.check()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(whole, tmp_path, capfd):
+    run, folder = whole
+    for name, damage in (("torn", lambda data: data[: len(data) // 2]), ("flipped", flip_a_byte)):
+        cut = tmp_path / name
+        shutil.copytree(folder, cut)  # copies, no links
+        (cut / "last.pth.tar").write_bytes(damage((cut / "last.pth.tar").read_bytes()))
+        train_distill.main([*run, "--experiment", name, "--resume", "auto"])
+        said = capfd.readouterr().err
+        assert "last.pth.tar' is not a checkpoint of this script, or it is truncated" in said
+        assert "going on from the one before: " in said and "previous.pth.tar" in said
+        assert_same_state(load(cut / "last.pth.tar"), load(folder / "last.pth.tar"))
+    for path in cut.glob("*.pth.tar"):
+        path.write_bytes(b"nothing")
+    refuse("checkpoint-0.pth.tar' is not a checkpoint", [*run, "--experiment", name, "--resume", "auto"])
+
+
+def flip_a_byte(data):
+    """In the middle of the largest tensor."""
+    return data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(digits, tmp_path):
+    """The limit on a file's size stands in for the disk's end: the write fails in the same place."""
+    import resource
+
+    run = options(digits, tmp_path, "--epochs", 2)
+    train_distill.main([*run, "--epochs", "1", "--experiment", "run"])
+    before = (tmp_path / "run/last.pth.tar").read_bytes()
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    command = [sys.executable, str(ROOT / "train_distill.py"), *run, "--resume", str(tmp_path / "run")]
+    environment = os.environ | {"SNNZOO_BACKEND": "eager"}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit, env=environment)
+    assert result.returncode == 2, result.stderr
+    assert "last.pth.tar' could not be written: File too large; the one before is intact" in result.stderr
+    assert (tmp_path / "run/last.pth.tar").read_bytes() == before
+    assert not list((tmp_path / "run").glob(".*tmp"))
+    train_distill.main([*run, "--resume", str(tmp_path / "run")])
+
+
+def test_a_full_disk_is_one_line_wherever_it_is_met(tmp_path, capsys):
+    from snnzoo.files import write_atomically
+    from snnzoo.scripting import run
+
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(SystemExit) as ended:
+        run(lambda: Path("/dev/full").write_text("new"), "script")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "script: error: [Errno 28] No space left on device\n"
+    with pytest.raises(FileNotFoundError):  # anything else is a bug, and shows where
+        run(lambda: (tmp_path / "none").read_text(), "script")
+    write_atomically(tmp_path / "file", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_best_is_in_place_before_the_last_says_so(digits, tmp_path, monkeypatch):
+    """A run that dies between the two has lost neither."""
+    from snnzoo import checkpoints
+
+    link = checkpoints._link
+    monkeypatch.setattr(checkpoints, "_link", lambda a, b: die() if b.name == "last.pth.tar" else link(a, b))
+
+    def die():
+        raise Killed
+
+    run = options(digits, tmp_path, "--epochs", 2, "--experiment", "run", "--resume", "auto")
+    with pytest.raises(Killed):
+        train_distill.main(run)
+    monkeypatch.setattr(checkpoints, "_link", link)
+    assert load(tmp_path / "run/model_best.pth.tar")["progress"]["best_epoch"] == 0
+    train_distill.main(run)
+    best = load(tmp_path / "run/last.pth.tar")["progress"]["best_epoch"]
+    assert load(tmp_path / "run/model_best.pth.tar")["epoch"] == best
+
+
+def test_the_last_epochs_and_the_best_are_kept(digits, tmp_path):
+    train_distill.main(options(digits, tmp_path, "--epochs", 5, "--checkpoint-hist", 2, "--experiment", "run"))
+    kept = {path.name for path in (tmp_path / "run").glob("*.pth.tar")}
+    assert kept == {f"{name}.pth.tar" for name in ("last", "previous", "model_best", "checkpoint-3", "checkpoint-4")}
+    best = max(rows(tmp_path / "run"), key=lambda row: row["eval_top1"])["epoch"]
+    assert load(tmp_path / "run/model_best.pth.tar")["epoch"] == best
+
+
+def test_auto_begins_where_nothing_has_begun(digits, tmp_path):
+    train_distill.main(options(digits, tmp_path, "--experiment", "run", "--resume", "auto"))
+    assert rows(tmp_path / "run")[0]["epoch"] == 0
+    refuse("--resume auto .* name it with --experiment", options(digits, tmp_path, "--resume", "auto"))
+    refuse("--resume: no checkpoint file at", options(digits, tmp_path, "--resume", tmp_path))
+
+
+def test_an_epochs_order_cannot_change_inside_it(digits, teacher, tmp_path, monkeypatch):
+    run = options(digits, tmp_path, "--experiment", "run", "--recovery-interval", 1)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        die_after(patch, 2)
+        train_distill.main(run)
+    refuse("whose order comes from --seed 42; this run has 7", [*run, "--resume", "auto", "--seed", "7"])
+    train_distill.main([*run, "--resume", "auto", "--batch-size", "10"])  # the place is a sample, not a batch
+    assert load(tmp_path / "run/last.pth.tar")["progress"]["updates"] == 2 + 4
+
+
+def test_a_loss_that_is_no_number_stops_the_run(digits, tmp_path):
+    run = options(digits, tmp_path, "--epochs", 3, "--lr", "1e30", "--experiment", "run", "--sched", "none")
+    refuse("the loss has become infinite or not a number: lower --lr", run)
+    for path in (tmp_path / "run").glob("*.pth.tar"):
+        assert all(value.isfinite().all() for value in load(path)["state_dict"].values())
+
+
+def test_random_states_survive_a_checkpoint(tmp_path):
+    import random
+
+    import numpy as np
+
+    from snnzoo.randomness import rng_state, seeded, set_rng_state
+
+    cpu = torch.device("cpu")
+
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(()).item()  # noqa: NPY002
+
+    torch.save(rng_state(cpu), tmp_path / "state")
+    first = draw()
+    with seeded(1, 2):
+        inside = draw()
+    second = draw()
+    set_rng_state(load(tmp_path / "state"), cpu)
+    assert draw() == first and draw() == second  # the block took nothing away
+    with seeded(1, 2):
+        assert draw() == inside
+    with seeded(1, 3):
+        assert draw() != inside
+
+
+def test_an_option_that_makes_it_another_run(digits, tmp_path):
+    train_distill.main(options(digits, tmp_path, "--experiment", "run"))
+    with pytest.raises(InputError, match="written with --in-chans None, this run has 1"):
+        grey = ("--in-chans", 1, "--input-size", 1, 8, 8)
+        train_distill.main(options(digits, tmp_path, "--resume", tmp_path / "run", "--epochs", 2, *grey))

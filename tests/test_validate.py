@@ -1,0 +1,88 @@
+"""The evaluator script."""
+
+import csv
+import json
+
+import pytest
+import timm
+import torch
+from running import TINY, options, refuse, rows
+from safetensors.torch import save_file
+from timm.data import create_dataset, create_loader
+from timm.utils import AverageMeter, accuracy
+
+import train_distill
+import validate
+
+
+@pytest.fixture(scope="module")
+def trained(digits, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("validate")
+    train_distill.main(options(digits, folder, "--experiment", "run", "--model-ema"))
+    return folder / "run"
+
+
+@pytest.fixture
+def measure(digits, trained):
+    fixed = f"--data-dir {digits} --model snn_resnet20_t2 --model-kwargs {TINY} --input-size 3 8 8 --workers 0"
+    return [*fixed.split(), "--device", "cpu", "--checkpoint", str(trained / "last.pth.tar")]
+
+
+def test_several_numbers_of_steps_in_one_go(trained, measure, tmp_path):
+    validate.main([*measure, "--num-steps", "1", "2", "6", "--results-file", str(tmp_path / "r.csv")])
+    with (tmp_path / "r.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [row["num_steps"] for row in table] == ["1", "2", "6"]
+    trained_at_two = rows(trained)[0]
+    for key in ("top1", "top5", "loss", "rate_stem", "rate_layer3"):
+        assert float(table[1][key]) == pytest.approx(trained_at_two[f"eval_{key}"])
+    assert all(float(row["images_per_s"]) > 0 and row["images"] == "40" for row in table)
+    assert len({row["loss"] for row in table}) == 3
+
+
+def test_json_says_with_what(measure, trained, tmp_path):
+    validate.main([*measure, "--use-ema", "--results-file", str(tmp_path / "r.json")])
+    found = json.loads((tmp_path / "r.json").read_text())
+    (result,) = found["results"]
+    assert result["num_steps"] == 2
+    assert result["top1"] == pytest.approx(rows(trained)[0]["eval_ema_top1"])
+    assert found["versions"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0"])
+def test_an_ann_gets_the_numbers_that_timm_gives_it(digits, tmp_path, name):
+    """timm's own dataset, loader and accuracy, put together as its validate.py does."""
+    model = timm.create_model(name, num_classes=10).eval()
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    dataset = create_dataset("", root=str(digits), split="validation")
+    cfg = model.pretrained_cfg
+    loader = create_loader(
+        dataset, (3, 64, 64), 16, mean=cfg["mean"], std=cfg["std"], crop_pct=0.9, interpolation="bicubic",
+        num_workers=0, device=torch.device("cpu"), persistent_workers=False,
+    )  # fmt: skip
+    top1, top5, loss = AverageMeter(), AverageMeter(), AverageMeter()
+    with torch.no_grad():
+        for images, target in loader:
+            logits = model(images)
+            one, five = accuracy(logits, target, topk=(1, 5))
+            top1.update(one.item(), len(images))
+            top5.update(five.item(), len(images))
+            loss.update(torch.nn.functional.cross_entropy(logits, target).item(), len(images))
+    arguments = f"--data-dir {digits} --model {name} --num-classes 10 --checkpoint {tmp_path}/w.safetensors -b 16"
+    config = "--input-size 3 64 64 --crop-pct 0.9 --interpolation bicubic --workers 1 --device cpu --results-file"
+    validate.main([*arguments.split(), *config.split(), str(tmp_path / "r.json")])
+    (result,) = json.loads((tmp_path / "r.json").read_text())["results"]
+    assert (result["top1"], result["top5"]) == pytest.approx((top1.avg, top5.avg))
+    assert result["loss"] == pytest.approx(loss.avg, rel=1e-5)
+
+
+def test_bad_input(measure, tmp_path):
+    ann = measure[: measure.index("--checkpoint")]
+    refuse("nothing to measure", ann, validate.main)
+    refuse("has no sub-folder 'vaildation', .* it has train, validation", [*measure, "--split", "vaildation"],
+           validate.main)  # fmt: skip
+    refuse("must end in .csv or .json, got 'r.txt'", [*measure, "--results-file", "r.txt"], validate.main)
+    refuse("num_steps must be a whole number of at least 1, got 0", [*measure, "--num-steps", "2", "0"], validate.main)
+    plain = tmp_path / "plain.safetensors"
+    save_file(timm.create_model("snn_resnet20_t2", depths=(1, 1, 1)).state_dict(), plain)
+    refuse("has no averaged weights", [*ann, "--checkpoint", str(plain), "--use-ema"], validate.main)
