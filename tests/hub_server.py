@@ -5,9 +5,11 @@ and resolves files, in the Hub's forms: ETags, redirects, error codes. It keeps 
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
+import socket
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -38,7 +40,7 @@ class Repo:
 
 
 class HubServer(ThreadingHTTPServer):
-    """Serves in a thread from ``start`` to ``stop``; both can be called again.
+    """Serves in a thread until ``stop``, which can be called again.
 
     Attributes:
         repos: by ``owner/name``.
@@ -59,6 +61,7 @@ class HubServer(ThreadingHTTPServer):
         self.conflicts = 0
         self.spoil = lambda data: data
         self.lock = threading.Lock()
+        self.connections: list[socket.socket] = []
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.cdn = f"http://localhost:{self.server_port}"  # the Hub, too, keeps large files on another host
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
@@ -72,9 +75,18 @@ class HubServer(ThreadingHTTPServer):
                 self.blobs[hashlib.sha256(data).hexdigest()] = data
         return repo.commit(files)
 
+    def get_request(self):
+        connection, address = super().get_request()
+        self.connections.append(connection)
+        return connection, address
+
     def stop(self) -> None:
+        """Go down as a server that crashes: open connections end too."""
         self.shutdown()
         self.server_close()
+        for connection in self.connections:
+            with contextlib.suppress(OSError):  # it has ended before
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(BaseHTTPRequestHandler):
