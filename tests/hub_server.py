@@ -5,9 +5,11 @@ and resolves files, in the Hub's forms: ETags, redirects, error codes. It keeps 
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
+import socket
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -38,7 +40,7 @@ class Repo:
 
 
 class HubServer(ThreadingHTTPServer):
-    """Serves in a thread from ``start`` to ``stop``; both can be called again.
+    """Serves in a thread until ``stop``, which can be called again.
 
     Attributes:
         repos: by ``owner/name``.
@@ -59,7 +61,9 @@ class HubServer(ThreadingHTTPServer):
         self.conflicts = 0
         self.spoil = lambda data: data
         self.lock = threading.Lock()
+        self.connections: list[socket.socket] = []
         self.url = f"http://127.0.0.1:{self.server_port}"
+        self.cdn = f"http://localhost:{self.server_port}"  # the Hub, too, keeps large files on another host
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def add(self, repo_id: str, files: dict[str, bytes], private: bool = False) -> str:
@@ -71,9 +75,18 @@ class HubServer(ThreadingHTTPServer):
                 self.blobs[hashlib.sha256(data).hexdigest()] = data
         return repo.commit(files)
 
+    def get_request(self):
+        connection, address = super().get_request()
+        self.connections.append(connection)
+        return connection, address
+
     def stop(self) -> None:
+        """Go down as a server that crashes: open connections end too."""
         self.shutdown()
         self.server_close()
+        for connection in self.connections:
+            with contextlib.suppress(OSError):  # it has ended before
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -114,8 +127,17 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         return repo, sha
 
+    def chunks(self):
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            yield self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            return
+        while size := int(self.rfile.readline(), 16):
+            yield self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+
     def handle_request(self) -> None:
-        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.body = b"".join(self.chunks())
         url = urlsplit(self.path)
         self.query = parse_qs(url.query)
         for method, pattern, handler in ROUTES:
@@ -176,7 +198,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.repo_at(repo_id):
             objects = []
             for item in json.loads(self.body)["objects"]:
-                upload = {"upload": {"href": f"{self.server.url}/lfs/{item['oid']}"}}
+                upload = {"upload": {"href": f"{self.server.cdn}/lfs/{item['oid']}"}}
                 objects.append(item if item["oid"] in self.server.blobs else {**item, "actions": upload})
             self.answer(200, {"transfer": "basic", "objects": objects})
 
@@ -243,7 +265,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif name in repo.lfs:
             oid = hashlib.sha256(data).hexdigest()
             linked = {"X-Linked-ETag": f'"{oid}"', "X-Linked-Size": str(len(data))}
-            self.answer(302, b"", {"X-Repo-Commit": sha, "Location": f"{self.server.url}/lfs/{oid}", **linked})
+            self.answer(302, b"", {"X-Repo-Commit": sha, "Location": f"{self.server.cdn}/lfs/{oid}", **linked})
         else:
             self.answer(200, data, {"X-Repo-Commit": sha, "ETag": f'"{hashlib.sha1(data).hexdigest()}"'})
 

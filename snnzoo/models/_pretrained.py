@@ -165,7 +165,14 @@ def resolve(name: str, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
             f"the weights of {found.where} are of a {found.config['architecture']!r}, not of a {name!r}: "
             f"create_model({found.config['architecture']!r}, …) makes that"
         )
-    described = {**found.config["pretrained_cfg"], "num_classes": found.config["num_classes"]}
+    described = {
+        **found.config["pretrained_cfg"],
+        **{
+            key: found.config[key]
+            for key in ("num_classes", "label_names", "label_descriptions")
+            if key in found.config
+        },
+    }
     return dict(found.config.get("model_args", {})), {
         **kwargs,
         "pretrained_cfg_overlay": {**described, **overlay, **where},
@@ -210,7 +217,7 @@ def as_input_error(error: Exception, hub_id: str) -> InputError:
         return InputError(_missing(hub_id))
     if isinstance(error, HFValidationError):
         return InputError(f"{hub_id!r} is not a Hub repository: it must be OWNER/NAME or OWNER/NAME@REVISION")
-    message = " ".join(str(error).split())[:300]
+    message = " ".join(f"{error} {error.__cause__ or ''}".split())[:300]
     return InputError(f"the Hub's {hub_id!r}: {type(error).__name__}: {message}")
 
 
