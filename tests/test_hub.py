@@ -232,7 +232,6 @@ package = types.ModuleType("snnzoo.hub_configs")
 package.__path__ = [{str(folder.parent)!r}]
 sys.modules["snnzoo.hub_configs"] = package
 import timm, torch, snnzoo
-snnzoo.hub_configs = package
 assert timm.is_model_pretrained("snn_resnet20_t4") and not timm.is_model_pretrained("snn_resnet20_t2")
 model = timm.create_model("snn_resnet20_t4", pretrained=True)
 from safetensors.torch import load_file

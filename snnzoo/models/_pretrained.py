@@ -25,11 +25,11 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 from timm.models import PretrainedCfg, resolve_pretrained_cfg
 
-import snnzoo.hub_configs
+from snnzoo import hub_configs
 from snnzoo.errors import InputError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-HUB_CONFIGS = Path(next(iter(snnzoo.hub_configs.__path__)))
+HUB_CONFIGS = Path(next(iter(hub_configs.__path__)))
 SHIPPED = frozenset(path.parent.name for path in HUB_CONFIGS.glob(f"*/{WEIGHTS}"))
 
 # Suffixes of what is a pickle, or may hold one.
@@ -104,10 +104,11 @@ def on_hub(hub_id: str, filename: str | None = None, cache_dir: str | Path | Non
     if not filename.endswith(".safetensors"):
         raise InputError(f"hf_hub_filename {filename!r}: from the Hub only .safetensors files are loaded")
     with hub_errors(hub_id):
-        config = Path(hf_hub_download(repo, CONFIG, revision=revision or None, cache_dir=cache_dir))
+        path = Path(hf_hub_download(repo, CONFIG, revision=revision or None, cache_dir=cache_dir))
+        config = read_config(path, hub_id)
         # Both files from one commit, whoever pushes in the meantime: the cache has a folder for each.
-        file = Path(hf_hub_download(repo, filename, revision=config.parent.name, cache_dir=cache_dir))
-    return Checkpoint(f"the Hub's {hub_id!r}", file, read_config(config, hub_id)).verify()
+        file = Path(hf_hub_download(repo, filename, revision=path.parent.name, cache_dir=cache_dir))
+    return Checkpoint(f"the Hub's {hub_id!r}", file, config).verify()
 
 
 def read_config(path: Path, where: str) -> dict[str, Any]:
