@@ -158,6 +158,8 @@ def verdict(graph: Graph, importer: str, images: Tensor, expected: Run) -> str:
             run = run_file(path, importer, graph, images)
         except Exception as error:  # whatever an importer makes of it is the answer
             return f"fails ({type(error).__name__})"
+    if run.logits.shape != expected.logits.shape:
+        return "differs (another layer answers)"
     parity = compare(graph, images, expected, run)
     if parity.passed:
         return f"exact, {parity.ties} ties" if parity.ties else "exact"
