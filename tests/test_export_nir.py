@@ -153,6 +153,7 @@ EXACT = [
 @pytest.mark.parametrize(("importer", "reset", "name", "kwargs"), EXACT)
 def test_other_frameworks_fire_the_same_spikes(tmp_path, importer, reset, name, kwargs):
     target = importers.IMPORTERS[importer][0]
+    pytest.importorskip("nirtorch")  # which they import NIR with
     pytest.importorskip(target)
     model = importers.lively(name, reset=reset, **SMALL, **kwargs)
     export_nir(model, tmp_path / "net.nir", SIZE, target=target)

@@ -162,7 +162,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(digits, tmp_path):
     environment = os.environ | {"SNNZOO_BACKEND": "eager"}
     result = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit, env=environment)
     assert result.returncode == 2, result.stderr
-    assert "last.pth.tar' could not be written: File too large; the one before is intact" in result.stderr
+    assert "checkpoint-1.pth.tar' could not be written: File too large; the one before is intact" in result.stderr
     assert (tmp_path / "run/last.pth.tar").read_bytes() == before
     assert not list((tmp_path / "run").glob(".*tmp"))
     train_distill.main([*run, "--resume", str(tmp_path / "run")])
