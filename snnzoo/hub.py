@@ -76,7 +76,12 @@ class Run:
     @property
     def recipe(self) -> dict[str, Any]:
         """The options that make the run again, without what is of one machine only."""
-        kept = {k: v for k, v in self.options.items() if k not in _PERSONAL and v not in (None, "", False, {})}
+        # 0 equals False, but is a choice
+        kept = {
+            key: value
+            for key, value in self.options.items()
+            if key not in _PERSONAL and (value or (value == 0 and value is not False))
+        }
         return kept | {k: Path(kept[k]).name for k in _FILES_OF_WEIGHTS if k in kept}
 
     @property
@@ -187,6 +192,7 @@ def pack(
         weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
         with atomic_path(folder / WEIGHTS) as temporary:
             save_file(weights, temporary, metadata={"format": "pt"})
+            temporary.chmod(0o644)  # safetensors makes it for the owner alone
         (folder / RESULTS).unlink(missing_ok=True)
     if model is not None or not (folder / WEIGHTS).is_file():
         _write_config(folder, _untrained(folder) if model is None else model, run, license)

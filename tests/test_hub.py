@@ -439,6 +439,7 @@ def checkpoint_of_a_run(path, model, **options):
         "model": "snn_resnet20_t4", "model_kwargs": {**SMALL, "decay": 0.5, "threshold": 0.7, "shortcut": "pad"},
         "reset": "hard", "num_classes": 7, "teacher": "cifar_resnet20", "data_dir": "/home/somebody/data",
         "teacher_checkpoint": "/home/somebody/teacher.safetensors", "epochs": 12, "lr": 0.05, "seed": 42,
+        "alpha": 0.0, "amp": False,
         "mean": [0.1, 0.2, 0.3], "std": None, "output": "/home/somebody/output", "workers": 3, **options,
     }  # fmt: skip
     torch.save({"epoch": 4, "arch": "snn_resnet20_t4", "state_dict": model.state_dict(), "options": options}, path)
@@ -473,6 +474,8 @@ def test_pack_a_run_with_its_results_in_one_command(tmp_path, capsys):
     assert list(loaded.pretrained_cfg["mean"]) == [0.1, 0.2, 0.3]  # as the run normalised its images
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
     assert recipe["teacher_checkpoint"] == "teacher.safetensors" and "data_dir" not in recipe and recipe["seed"] == 42
+    assert recipe["alpha"] == 0.0 and "amp" not in recipe and "std" not in recipe
+    assert (folder / "model.safetensors").stat().st_mode & 0o777 == 0o644
     card = (folder / "README.md").read_text()
     metadata = yaml.safe_load(card.split("---\n")[1])
     assert (metadata["license"], metadata["library_name"]) == ("apache-2.0", "timm")
