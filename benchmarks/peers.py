@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import snnzoo  # noqa: F401
+from snnzoo.models._base import Layers
 from snnzoo.models.spiking_resnet import ResNet
 
 
@@ -18,10 +19,6 @@ class Reference:
     """Which pass the reference's layers are in, and the rates it carries."""
 
     spike_pass = True
-
-
-class ReferenceConv2d(nn.Conv2d):
-    pass
 
 
 class ReferenceBatchNorm2d(nn.BatchNorm2d):
@@ -80,12 +77,8 @@ class ReferenceLIF(nn.Module):
 
 class ReferenceNet(ResNet):
     def __init__(self, num_steps, **kwargs):
-        super().__init__(
-            conv_layer=ReferenceConv2d,
-            norm_layer=ReferenceBatchNorm2d,
-            act_layer=lambda: ReferenceLIF(num_steps),
-            **kwargs,
-        )
+        layers = Layers(norm=ReferenceBatchNorm2d, act=lambda: ReferenceLIF(num_steps))
+        super().__init__(layers=layers, **kwargs)
         self.num_steps = num_steps
 
     def forward(self, x):
@@ -107,10 +100,10 @@ def spikingjelly(name: str, num_steps: int) -> nn.Module:
 
     class Net(ResNet):
         def __init__(self, **kwargs):
-            super().__init__(
-                conv_layer=lambda *args, device, dtype, **kw: layer.Conv2d(*args, **kw, step_mode="m"),
-                norm_layer=lambda *args, device, dtype, **kw: layer.BatchNorm2d(*args, **kw, step_mode="m"),
-                act_layer=lambda: neuron.LIFNode(
+            layers = Layers(
+                conv=lambda *args, device, dtype, **kw: layer.Conv2d(*args, **kw, step_mode="m"),
+                norm=lambda *args, device, dtype, **kw: layer.BatchNorm2d(*args, **kw, step_mode="m"),
+                act=lambda: neuron.LIFNode(
                     tau=1.25,  # a decay of 0.2
                     decay_input=False,
                     v_reset=None,
@@ -118,8 +111,8 @@ def spikingjelly(name: str, num_steps: int) -> nn.Module:
                     surrogate_function=surrogate.Sigmoid(alpha=4.0),
                     step_mode="m",
                 ),
-                **kwargs,
             )
+            super().__init__(layers=layers, **kwargs)
 
         def forward(self, x):
             functional.reset_net(self)

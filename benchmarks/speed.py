@@ -117,7 +117,7 @@ def evaluation() -> None:
     ann = snnzoo.fuse(channels_last(peers.floor_net(name)))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        export_onnx(snnzoo.fuse(plain), path)
+        export_onnx(plain, path, dynamic_batch=True)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 2
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # its idle threads slow down the other

@@ -55,7 +55,7 @@ def main() -> None:
         f"--model {STUDENT} --teacher cifar_resnet20 --teacher-checkpoint {teacher} --epochs 15 --lr 0.05",
     )
     onnx_file = OUTPUT / f"{STUDENT}.onnx"
-    run(f"snnzoo export onnx {STUDENT} --checkpoint {student} --input-size 3 8 8 -o {onnx_file}")
+    run(f"snnzoo export onnx {STUDENT} --checkpoint {student} --input-size 3 8 8 --dynamic-batch -o {onnx_file}")
 
     import onnxruntime
 

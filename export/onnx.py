@@ -1,86 +1,213 @@
-"""ONNX: the network unrolled over its time steps, images in, averaged logits out."""
+"""ONNX files: unrolled over the time steps, or one step with explicit membranes for streaming."""
 
 import copy
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from snnzoo.errors import InputError
-from snnzoo.files import atomic_path
-from snnzoo.layers import LIF
+from snnzoo.export.graph import Graph
+from snnzoo.export.interpret import Run, watch
+from snnzoo.export.parity import compare
+from snnzoo.export.report import make_report, new_file, write_report
+from snnzoo.export.trace import trace
 
-TOLERANCE = 1e-4  # of the logits, relative to the largest
+MODES = ("unrolled", "stateful")
+OPSETS = range(13, 22)  # per-channel quantisation begins with 13; onnxruntime 1.18 ends with 21
+DEFAULT_OPSET = 18
 
 
-def export_onnx(model: nn.Module, path: str | Path, input_size: tuple[int, int, int] | None = None) -> dict[str, Any]:
-    """Write ``model`` as one ONNX file with a dynamic batch, run it in onnxruntime, and compare.
+def export_onnx(
+    model: nn.Module,
+    path: str | Path,
+    input_size: tuple[int, int, int] | None = None,
+    *,
+    mode: str = "unrolled",
+    dynamic_batch: bool = False,
+    opset: int = DEFAULT_OPSET,
+    images: Tensor | None = None,
+    calibration: Iterable[Tensor] | None = None,
+    accuracy: Callable[[Callable[[Tensor], Tensor]], float] | None = None,
+    labels: list[str] | None = None,
+) -> dict[str, Any]:
+    """Write a model as one ONNX file, run it in onnxruntime, and compare spikes and logits.
+
+    ``unrolled``: ``images`` ``[B, C, H, W]`` in, ``logits`` ``[B, classes]`` out, averaged over the model's
+    ``num_steps``. ``stateful``: one step; besides, a membrane ``<layer>.membrane`` in and ``<layer>.membrane_out`` out
+    for each layer of neurons, zero at the start; the answer is the mean of the steps' logits.
 
     Args:
-        model: a zoo model or any other image classifier; it is not changed.
-        path: the file to write; it appears only when the comparison has passed.
+        model: a zoo model, spiking or not, or another classifier that :func:`~snnzoo.export.trace.trace` knows.
+        path: the file to write; it and its reports (``.json``, ``.txt``) appear only when the comparison has passed.
         input_size: ``(C, H, W)`` of the images; the model's ``pretrained_cfg`` says by default.
+        mode: one of the two.
+        dynamic_batch: leave B open; otherwise it is 1.
+        opset: version of the operators.
+        images: ``[B, C, H, W]`` to compare on; three of noise by default.
+        calibration: batches of images to quantise weights and what enters convolutions to 8 bits by; the float
+            network is compared before.
+        accuracy: top-1 in percent of a function from images to logits, for the report.
+        labels: names of the classes, for the file's metadata.
 
     Returns:
-        A report: ``path``, ``bytes``, ``nodes``, ``num_steps``, ``input_size``, ``max_difference`` of the logits.
+        The report.
 
     Raises:
-        InputError: the extra ``onnx`` is not installed, or torch is too old.
-        RuntimeError: onnxruntime's logits differ from PyTorch's.
+        InputError: an option out of range, a model that has no graph, a path that cannot be written, or the extra
+            ``onnx`` is not installed.
+        ParityError: onnxruntime computes something else than the model.
     """
     try:
         import onnx
         import onnxruntime
-        import onnxscript  # noqa: F401  used by torch.onnx
+
+        from snnzoo.export.onnx_build import build
     except ImportError as error:
         raise InputError(f"ONNX export needs {error.name}: pip install 'snnzoo[onnx]'") from error
-    if "dynamo" not in (torch.onnx.export.__kwdefaults__ or {}):
-        raise InputError(f"ONNX export needs torch 2.6 or later, this is {torch.__version__}")
+    if mode not in MODES:
+        raise InputError(f"mode must be one of {MODES}, got {mode!r}")
+    if opset not in OPSETS:
+        raise InputError(f"opset must lie between {OPSETS[0]} and {OPSETS[-1]}, got {opset}")
+    if calibration is not None and mode == "stateful":
+        raise InputError("int8 needs --mode unrolled: calibration runs whole images, not single steps")
 
-    model = copy.deepcopy(model).cpu().float().eval()
-    cfg = getattr(model, "pretrained_cfg", {})
-    input_size = tuple(input_size or (model.in_chans, *cfg["input_size"][1:]))
-    probe = torch.randn(3, *input_size, generator=torch.Generator().manual_seed(0))
-    metadata = {"input_size": input_size, "mean": cfg.get("mean"), "std": cfg.get("std")}
-    neuron = next((module.params for module in model.modules() if isinstance(module, LIF)), None)
-    if neuron is not None:
-        metadata |= {
-            "num_steps": model.num_steps,
-            "decay": neuron.decay,
-            "threshold": neuron.threshold,
-            "reset": neuron.reset,
-        }
-
-    with atomic_path(path) as temporary:
-        torch.onnx.export(
-            model, (probe,), str(temporary), input_names=["images"], output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},), dynamo=True, external_data=False, verbose=False,
+    with new_file(path) as temporary:
+        model = copy.deepcopy(model).cpu().float().eval()
+        graph = trace(model, input_size)
+        if labels:
+            graph.metadata["labels"] = labels
+        real = images is not None
+        if not real:
+            images = torch.randn(3, *graph.input.shape, generator=torch.Generator().manual_seed(0))
+        proto, spikes = build(graph, mode, dynamic_batch, opset)
+        onnx.helper.set_model_props(proto, {key: json.dumps(value) for key, value in _metadata(graph, mode).items()})
+        onnx.checker.check_model(proto, full_check=True)
+        onnx.save(proto, temporary)
+        engine = OnnxEngine(temporary)
+        parity = compare(graph, images, watch(model, images), observe(proto, spikes, engine, images))
+        parity.check(f"{str(path)!r} in onnxruntime")
+        report = make_report(
+            graph, "onnx", path, parity, mode=mode, dynamic_batch=dynamic_batch, opset=opset,
+            int8=calibration is not None, nodes=len(proto.graph.node),
+            parity_images="real images" if real else "images of noise",
+            versions={"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__, "torch": torch.__version__},
         )  # fmt: skip
-        graph = onnx.load(temporary)
-        onnx.helper.set_model_props(graph, {key: json.dumps(value) for key, value in metadata.items()})
-        onnx.save(graph, temporary)
-        onnx.checker.check_model(str(temporary), full_check=True)
+        if accuracy:
+            report["accuracy"] = {"PyTorch": accuracy(model), "onnxruntime": accuracy(engine)}
+        if calibration is not None:
+            _quantise(temporary, calibration, engine.image_name, engine.batch)
+            quantised = OnnxEngine(temporary)
+            same = quantised(images).argmax(1) == engine(images).argmax(1)
+            report["int8_same_top1"] = int(same.sum())
+            report["changed"].append("weights, and what enters convolutions and linear layers, have 8 bits")
+            if accuracy:
+                report["accuracy"]["onnxruntime, int8"] = accuracy(quantised)
+    write_report(report, graph)
+    return report
 
-        session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
-        difference = 0.0
-        for images in (probe, probe[:1]):
-            with torch.no_grad():
-                expected = model(images)
-            got = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
-            difference = max(difference, float((got - expected).abs().max() / expected.abs().max()))
-        if not difference <= TOLERANCE:
-            raise RuntimeError(
-                f"onnxruntime's logits differ from PyTorch's by {difference:.2e} of the largest, "
-                f"{TOLERANCE} are allowed: {str(path)!r} was not written"
-            )
-        size = temporary.stat().st_size
-    return {
-        "path": str(path),
-        "bytes": size,
-        "nodes": len(graph.graph.node),
-        "num_steps": metadata.get("num_steps"),
-        "input_size": list(input_size),
-        "max_difference": difference,
-    }
+
+class OnnxEngine:
+    """An exported file in onnxruntime on the CPU, as a function from images to logits, ``[B, ...]``.
+
+    Args:
+        path: the file, or the model's bytes; of either mode.
+        threads: of onnxruntime; its own choice if 0.
+    """
+
+    def __init__(self, path: str | Path | bytes, threads: int = 0):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads
+        source = path if isinstance(path, bytes) else str(path)
+        self.session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        images, *states = self.session.get_inputs()
+        self.image_name, self.answer_name = images.name, self.session.get_outputs()[0].name
+        self.state_shapes = {state.name: state.shape[1:] for state in states}
+        self.batch = images.shape[0] if isinstance(images.shape[0], int) else None
+        metadata = self.session.get_modelmeta().custom_metadata_map
+        self.num_steps = json.loads(metadata["num_steps"]) if self.state_shapes else 1
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.run(images, [])[0]
+
+    def run(self, images: Tensor, extra: list[str]) -> tuple[Tensor, list[list[Tensor]]]:
+        """Logits averaged over the steps, and for each call of the session the further outputs asked for."""
+        logits, others = [], []
+        for part in images.split(self.batch or len(images)):
+            x = part.numpy()
+            states = {name: np.zeros((len(x), *shape), np.float32) for name, shape in self.state_shapes.items()}
+            outs = [f"{name}_out" for name in states]
+            steps, seen = [], []
+            for _ in range(self.num_steps):
+                y, *rest = self.session.run([self.answer_name, *outs, *extra], {self.image_name: x, **states})
+                states = dict(zip(states, rest, strict=False))
+                steps.append(torch.from_numpy(y))
+                seen += rest[len(outs) :]
+            logits.append(torch.stack(steps).mean(0))
+            others.append([torch.from_numpy(array) for array in seen])
+        return torch.cat(logits), others
+
+
+def observe(proto: Any, spikes: dict[str, list[str]], engine: OnnxEngine, images: Tensor) -> Run:
+    """Logits of a file, and the spikes of the same network with these as further outputs.
+
+    Args:
+        proto, spikes: what :func:`~snnzoo.export.onnx_build.build` returned.
+        engine: the file.
+        images: ``[B, C, H, W]``.
+    """
+    import onnx
+
+    seen = onnx.ModelProto()
+    seen.CopyFrom(proto)
+    names = [name for steps in spikes.values() for name in steps]
+    seen.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
+    _, parts = OnnxEngine(seen.SerializeToString()).run(images, names)
+    by_layer = {}
+    for layer, steps in spikes.items():
+        first = names.index(steps[0])
+        # In the stateful form the outputs of all layers follow each other, once for each step.
+        at = range(first, first + len(steps)) if len(steps) > 1 else range(first, len(parts[0]), len(names))
+        by_layer[layer] = torch.stack([torch.cat([part[i] for part in parts]) for i in at])
+    return Run(engine(images), by_layer, {})
+
+
+def _metadata(graph: Graph, mode: str) -> dict[str, Any]:
+    metadata = {"model": graph.name, "mode": mode, "num_steps": graph.num_steps, "input_size": graph.input.shape}
+    metadata |= graph.metadata
+    if graph.lifs:
+        neuron = graph.lifs[0].params
+        metadata |= {"decay": neuron.decay, "threshold": neuron.threshold, "reset": neuron.reset}
+    return metadata
+
+
+def _quantise(path: Path, batches: Iterable[Tensor], image_name: str, batch: int | None) -> None:
+    """Replace the file by its static quantisation; membranes and thresholds stay in float32."""
+    import logging
+
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self):
+            self.parts = iter([part for images in batches for part in images.split(batch or len(images))])
+
+        def get_next(self):
+            part = next(self.parts, None)
+            return None if part is None else {image_name: part.numpy()}
+
+    level, root = logging.root.level, logging.root
+    root.setLevel(logging.ERROR)  # it recommends its own preparation of the file, which ours does not need
+    try:
+        quantize_static(
+            str(path), str(path), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+            op_types_to_quantize=["Conv", "Gemm"], weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8,
+        )  # fmt: skip
+    finally:
+        root.setLevel(level)

@@ -187,7 +187,12 @@ def _has_compiler(device_type: str) -> bool:
 
 
 def _warn(device_type: str, reason: str) -> None:
-    _logger.warning("%s: neurons on %s run uncompiled, a training step takes longer", reason, device_type)
+    _logger.warning(
+        "%s: neurons on %s run uncompiled, a training step takes 1.2 times (wide networks) to 2 times (narrow ones) "
+        "as long",
+        reason,
+        device_type,
+    )
 
 
 @functools.cache

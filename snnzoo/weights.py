@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from timm.models import load_checkpoint
 from timm.utils.checkpoint_saver import load_checkpoint_metadata
 from torch import nn
 
 from snnzoo.errors import InputError
+from snnzoo.models._pretrained import WEIGHTS, as_input_error
 
 
 def create_model(name: str, checkpoint: str | Path | None = None, use_ema: bool = False, **kwargs: Any) -> nn.Module:
@@ -25,7 +27,7 @@ def create_model(name: str, checkpoint: str | Path | None = None, use_ema: bool 
         **kwargs: as for ``timm.create_model``; those that are None are left out.
 
     Raises:
-        InputError: no such model, an argument it does not take, or no pretrained weights.
+        InputError: no such model, an argument it does not take, no pretrained weights, or none that are safetensors.
     """
     if ":" not in name and not timm.is_model(name):
         near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
@@ -33,6 +35,10 @@ def create_model(name: str, checkpoint: str | Path | None = None, use_ema: bool 
             f"no model named {name!r}"
             + (f"; did you mean {' or '.join(near)}?" if near else "; timm.list_models() lists all")
         )
+    source, _, hub_id = name.partition(":")
+    if source == "hf-hub" and kwargs.get("pretrained"):
+        # timm would fall back to a pickle
+        kwargs["pretrained_cfg_overlay"] = {"hf_hub_filename": WEIGHTS, **(kwargs.get("pretrained_cfg_overlay") or {})}
     try:
         model = timm.create_model(name, **kwargs)
     except TypeError as error:  # an argument that it does not take, or of the wrong type
@@ -40,7 +46,13 @@ def create_model(name: str, checkpoint: str | Path | None = None, use_ema: bool 
     except RuntimeError as error:
         if "No pretrained weights exist" in str(error):
             raise InputError(f"{error} To use weights of your own, give their file as the checkpoint.") from error
+        if "Unknown model" in str(error):
+            raise InputError(f"model {name!r} is of an architecture that is not registered here: {error}") from error
         raise
+    except (OSError, HFValidationError) as error:  # the errors of the Hub's client are OSErrors
+        if source == "local-dir":
+            raise InputError(f"model {name!r}: {error}") from error
+        raise as_input_error(error, hub_id or timm.get_pretrained_cfg(name).hf_hub_id or name) from error
     if checkpoint:
         load_weights(model, checkpoint, use_ema)
     return model
@@ -49,7 +61,14 @@ def create_model(name: str, checkpoint: str | Path | None = None, use_ema: bool 
 _UNREADABLE = (SafetensorError, EOFError, OSError, pickle.UnpicklingError)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """What a training checkpoint holds, tensors on the CPU.
+
+    Raises:
+        InputError: it is missing or cannot be read.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"no checkpoint file at {str(path)!r}")
     try:
         return load_checkpoint_metadata(str(path))
     except (*_UNREADABLE, RuntimeError) as error:
@@ -73,7 +92,7 @@ def load_weights(model: nn.Module, path: str | Path, use_ema: bool = False) -> N
         raise InputError(f"no checkpoint file at {str(path)!r}")
     # timm's convention: a family's module holds the filter that knows other people's names for its weights.
     filter_fn = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    if use_ema and (path.suffix == ".safetensors" or "state_dict_ema" not in _read(path)):
+    if use_ema and (path.suffix == ".safetensors" or "state_dict_ema" not in read_checkpoint(path)):
         raise InputError(f"checkpoint {str(path)!r} has no averaged weights (it was trained without --model-ema)")
     before = {k: v.clone() for k, v in model.state_dict().items()}
     try:

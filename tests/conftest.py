@@ -2,16 +2,33 @@
 
 import logging
 import os
+import socket
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
-import pytest
-import timm
-import torch
-from safetensors.torch import save_file
+# The Hub's client reads its settings when it is imported: its Hub is a port on loopback, where nothing answers unless a
+# test starts a server there, and neither a token nor a cache of this machine's user is in sight.
+with socket.socket() as _free:
+    _free.bind(("127.0.0.1", 0))
+    HUB_PORT = _free.getsockname()[1]
+os.environ |= {
+    "SNNZOO_BACKEND": os.environ.get("SNNZOO_BACKEND", "eager"),
+    "HF_ENDPOINT": f"http://127.0.0.1:{HUB_PORT}",
+    "HF_HOME": tempfile.mkdtemp(prefix="snnzoo-tests-"),
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+for _name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HUGGING_FACE_HUB_TOKEN", "SNNZOO_HUB_ORG"):
+    os.environ.pop(_name, None)
 
-os.environ.setdefault("SNNZOO_BACKEND", "eager")
+import pytest  # noqa: E402
+import timm  # noqa: E402
+import torch  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # the scripts, which are not part of the package
 
@@ -57,6 +74,25 @@ def teacher(tmp_path_factory):
     torch.manual_seed(1)
     save_file(timm.create_model("cifar_resnet20").state_dict(), path)
     return path
+
+
+@pytest.fixture(autouse=True)
+def _hub_cache(request, monkeypatch, tmp_path_factory):
+    """Each test has a cache of its own; no test reaches a Hub but those that start one."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", "hub" not in request.fixturenames)
+
+
+@pytest.fixture
+def hub():
+    """A Hub on loopback, and the token of somebody who may write."""
+    from hub_server import HubServer
+
+    server = HubServer(HUB_PORT)
+    yield server
+    server.stop()
 
 
 @pytest.fixture

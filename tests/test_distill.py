@@ -151,7 +151,7 @@ def test_create_teacher(tmp_path):
         create_teacher("cifar_resnet20", 100, checkpoint=tmp_path / "w.safetensors")
     with pytest.raises(InputError, match="no model named 'cifar_resnet21'; did you mean cifar_resnet"):
         create_teacher("cifar_resnet21", 10)
-    with pytest.raises(InputError, match="No pretrained weights exist for cifar_resnet20.*give their file"):
+    with pytest.raises(InputError, match="No pretrained weights exist for cifar_resnet20.*give a file of weights"):
         create_teacher("cifar_resnet20", 10)
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from snnzoo.errors import InputError
 from snnzoo.files import write_atomically
+from snnzoo.models._cfgs import INITIALISATION
 
 BEGIN, END = "<!-- table: python -m snnzoo.analysis.table -->\n", "<!-- end of table -->\n"
 
@@ -79,6 +80,7 @@ def _architectures() -> dict[str, list[int]]:
 
 def _tags(name: str) -> list[str]:
     tags = [full.partition(".")[2] for full in timm.list_models(f"{name}.*", include_tags=True)]
+    tags = [tag for tag in tags if not tag.startswith(INITIALISATION)]  # the same network as without
     default = timm.get_pretrained_cfg(name).tag
     return sorted(tags, key=lambda tag: (tag != default, tag))
 

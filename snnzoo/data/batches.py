@@ -4,6 +4,8 @@ So an epoch can be entered in its middle without decoding what came before, with
 follows is what would have followed.
 """
 
+import atexit
+import multiprocessing
 from collections.abc import Callable, Iterator
 from itertools import count, islice
 from typing import Any
@@ -249,6 +251,14 @@ def _loading(workers: int, frames: bool, processes: Processes) -> dict[str, Any]
 
 def _start_worker(worker: int) -> None:
     ignore_signals()
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Python would ask them to end by a SIGTERM, which they ignore, and wait for them for ever."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def _prefetch(loader: DataLoader, mean, std, frames: bool, processes: Processes, **erasing: Any) -> PrefetchLoader:

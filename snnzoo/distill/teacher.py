@@ -28,10 +28,7 @@ def create_teacher(name: str, num_classes: int, in_chans: int = 3, checkpoint: s
     """
     if checkpoint:
         return create_model(name, checkpoint, num_classes=num_classes, in_chans=in_chans)
-    try:
-        model = create_model(name, pretrained=True, in_chans=in_chans)
-    except OSError as error:  # huggingface_hub's and requests' errors are OSErrors
-        raise InputError(f"the weights of teacher {name!r} could not be had from the Hub: {error}") from error
+    model = create_model(name, pretrained=True, in_chans=in_chans)
     if model.num_classes != num_classes:
         raise InputError(
             f"teacher {name!r} was trained on {model.num_classes} classes, the student has {num_classes}: "

@@ -99,6 +99,7 @@ class StagedNet(nn.Module):
             )
         self.num_classes = num_classes
         self.in_chans = in_chans
+        self.stem = stem
         self.drop_rate = drop_rate
         self.head_width = head_width
         self.grad_checkpointing = False

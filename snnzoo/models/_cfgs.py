@@ -5,6 +5,11 @@ from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from snnzoo.models._pretrained import HUB_CONFIGS, SHIPPED
+
+# A tag that begins so is not of trained weights, but of others' to start from.
+INITIALISATION = "ann_"
+
 _CIFAR = dict(input_size=(3, 32, 32), crop_pct=1.0)
 TAGS = {
     "c10": dict(num_classes=10, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), **_CIFAR),
@@ -21,24 +26,38 @@ TAGS = {
 }
 
 
-def cfgs(names: Iterable[str], tags: Iterable[str], reduction: int, **overrides: Any) -> dict[str, dict[str, Any]]:
-    """Configurations of every name with every tag; the first tag is the default, whichever get weights.
+TAGS["ann_in1k"] = TAGS["in1k"] | dict(description="An initialisation: the weights of timm's ANN of the same shape.")
+
+
+def cfgs(
+    names: Iterable[str], tags: Iterable[str], reduction: int, ann: str | None = None, **overrides: Any
+) -> dict[str, dict[str, Any]]:
+    """Configurations of every name with every tag; the first tag is the default, whichever have weights.
 
     Args:
         names: models.
         tags: keys of ``TAGS``.
         reduction: of the input by the whole network.
+        ann: Hub repository of an ANN of the same shape, which the tag ``ann_in1k`` starts from.
         **overrides: fields that differ.
     """
+    default, *others = tags
+    # timm puts what has weights before what has none, except behind a later default: so that one comes last.
+    rows = {tag: {} for tag in others} | ({"ann_in1k": dict(hf_hub_id=ann)} if ann else {}) | {default: {}}
     return {
-        f"{name}.{tag}{'' if i else '*'}": dict(
+        f"{name}.{tag}{'*' if tag == default else ''}": dict(
             interpolation="bilinear",
             first_conv="conv1",
             classifier="fc",
             license="apache-2.0",
             pool_size=tuple(-(-size // reduction) for size in TAGS[tag]["input_size"][1:]),
-            **{**TAGS[tag], **overrides},
+            **{**TAGS[tag], **source, **_shipped(f"{name}.{tag}"), **overrides},
         )
         for name in names
-        for i, tag in enumerate(tags)
+        for tag, source in rows.items()
     }
+
+
+def _shipped(full_name: str) -> dict[str, str]:
+    """Where a model's weights are, if they come with the package."""
+    return dict(source="local-dir", file=str(HUB_CONFIGS / full_name)) if full_name in SHIPPED else {}

@@ -1,15 +1,22 @@
 """Registration with timm: names that come in rows, such as ``snn_resnet18_t1 … _t6``, and the building behind them."""
 
+import contextlib
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from timm.models import build_model_with_cfg, register_model, resolve_pretrained_cfg
+from timm.models import build_model_with_cfg, register_model
+from timm.models._input import update_model_args  # what timm's own models record their arguments with
 from torch import nn
 
 from snnzoo.errors import InputError
+from snnzoo.models import _pretrained
+from snnzoo.models._cfgs import INITIALISATION
 from snnzoo.models._convert import checkpoint_filter_fn
 from snnzoo.models._spiking import SpikingModel
+
+_logger = logging.getLogger(__name__)
 
 STEPS = (1, 2, 4, 6)
 
@@ -17,11 +24,16 @@ STEPS = (1, 2, 4, 6)
 def register_entry(create: Callable[..., nn.Module], name: str, **model_args: Any) -> None:
     """Register ``name`` with timm as ``create(name, pretrained, **model_args)``, the caller's arguments winning.
 
-    The entry point becomes a function of the module that defines ``create``, whose ``default_cfgs`` timm reads.
+    With pretrained weights the model is made as their ``config.json`` says, see
+    :func:`snnzoo.models._pretrained.resolve`. The entry point becomes a function of the module that defines ``create``,
+    whose ``default_cfgs`` timm reads.
     """
 
     def entry(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        return create(name, pretrained, **{**model_args, **kwargs})
+        saved_args, kwargs = _pretrained.resolve(name, kwargs) if pretrained else ({}, kwargs)
+        model = create(name, pretrained, **{**model_args, **saved_args, **kwargs})
+        update_model_args(model, **{**model_args, **saved_args})  # timm adds the caller's
+        return model
 
     entry.__name__ = entry.__qualname__ = name
     entry.__module__ = create.__module__
@@ -37,27 +49,26 @@ def build(model_cls: type[nn.Module], variant: str, pretrained: bool = False, **
     """timm's ``build_model_with_cfg`` for a :class:`~snnzoo.models._base.StagedNet`.
 
     Raises:
-        InputError: ``pretrained`` without weights to load, or a kind of feature extraction that would bypass time.
+        InputError: pretrained weights that do not fit, or a kind of feature extraction that would bypass time.
     """
-    if pretrained:
-        cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
-        if not (cfg.has_weights or cfg.state_dict):
-            name = f"{cfg.architecture or variant}.{cfg.tag}" if cfg.tag else variant
-            raise InputError(
-                f"No pretrained weights exist for {name}: its pretrained_cfg names no file, url or Hub repository. "
-                f"Use pretrained=False for random weights, or give their file as the checkpoint "
-                f"(checkpoint_path=…, or pretrained_cfg_overlay=dict(file=…)) or 'hf-hub:USER/REPO' as the model's name"
-            )
     if issubclass(model_cls, SpikingModel) and kwargs.get("feature_cls", "getter") != "getter":
         raise InputError(
             f"feature_cls must be 'getter' for a spiking model, got {kwargs['feature_cls']!r}: the others take the "
             f"outputs of modules, which are time series, where features are rates"
         )
-    return build_model_with_cfg(
-        model_cls,
-        variant,
-        pretrained,
-        feature_cfg=dict(feature_cls="getter", out_indices=tuple(range(len(kwargs["depths"]) + 1))),
-        pretrained_filter_fn=checkpoint_filter_fn,
-        **kwargs,
-    )
+    with _pretrained.loading_errors(variant) if pretrained else contextlib.nullcontext():
+        model = build_model_with_cfg(
+            model_cls,
+            variant,
+            pretrained,
+            feature_cfg=dict(feature_cls="getter", out_indices=tuple(range(len(kwargs["depths"]) + 1))),
+            pretrained_filter_fn=checkpoint_filter_fn,
+            **kwargs,
+        )
+    tag = model.pretrained_cfg.get("tag") or ""
+    if pretrained and tag.startswith(INITIALISATION):
+        _logger.warning(
+            "%s.%s is an initialisation: the weights of the ANN %s, not trained as a spiking network",
+            variant, tag, model.pretrained_cfg.get("hf_hub_id"),
+        )  # fmt: skip
+    return model

@@ -1,6 +1,8 @@
 """What every spiking family shares: the neuron, the number of steps, the kind of gradient, the input's coding."""
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch.fx
 from timm.layers import SelectAdaptivePool2d, register_notrace_module
@@ -65,7 +67,7 @@ class SpikingModel(nn.Module):
         grad_method: ``'rate'`` (rate-based backpropagation) or ``'bptt'`` (surrogate gradients through time); used in
             training mode, may be changed later. In evaluation mode gradients, if asked for, go through time.
         decay, threshold, reset, detach_reset, surrogate: the neuron, see :class:`~snnzoo.neurons.LIFParams`; the
-            surrogate by name or as a :class:`~snnzoo.neurons.Surrogate`.
+            surrogate by name, as a :class:`~snnzoo.neurons.Surrogate` or as a mapping of its fields.
         **kwargs: as for :class:`~snnzoo.models._base.StagedNet`.
 
     Raises:
@@ -80,12 +82,14 @@ class SpikingModel(nn.Module):
         threshold: float = 1.0,
         reset: str = "soft",
         detach_reset: bool = True,
-        surrogate: str | Surrogate = "sigmoid",
+        surrogate: str | Mapping[str, Any] | Surrogate = "sigmoid",
         grad_method: str = "rate",
         **kwargs,
     ):
         if isinstance(surrogate, str):
             surrogate = Surrogate(surrogate)
+        elif isinstance(surrogate, Mapping):  # as it stands in a config.json
+            surrogate = Surrogate(**surrogate)
         neuron = LIFParams(decay, threshold, reset, detach_reset, surrogate)
         time_layers = Layers(
             conv=layers.Conv2d,

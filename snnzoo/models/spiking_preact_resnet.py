@@ -54,7 +54,15 @@ def _create_preact_resnet(variant: str, pretrained: bool = False, **kwargs) -> S
 
 _ROWS = {"snn_preact_resnet18": (2, 2, 2, 2), "snn_preact_resnet34": (3, 4, 6, 3)}
 
-default_cfgs = generate_default_cfgs(cfgs([name for row in _ROWS for name in with_steps(row)], ("in1k",), 32))
+default_cfgs = generate_default_cfgs(
+    {
+        key: cfg
+        for row in _ROWS
+        for key, cfg in cfgs(
+            with_steps(row), ("in1k",), 32, ann=f"timm/{row.removeprefix('snn_preact_')}.a1_in1k"
+        ).items()
+    }
+)
 
 for _row, _depths in _ROWS.items():
     for _name, _steps in with_steps(_row).items():

@@ -83,7 +83,7 @@ default_cfgs = generate_default_cfgs(
         **cfgs((*_THIN, *_SNN20), ("c10", "c100"), 4),
         # The published weights of these three were trained on images normalised as ImageNet's.
         **cfgs(_THIN, ("c10",), 4, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD),
-        **cfgs(_SNN34, ("in1k",), 32),
+        **cfgs(_SNN34, ("in1k",), 32, ann="timm/resnet34.a1_in1k"),
     }
 )
 

@@ -122,7 +122,13 @@ _ROWS = {
     "snn_sew_resnet50": dict(depths=(3, 4, 6, 3), channels=(256, 512, 1024, 2048), bottleneck=True),
 }
 
-default_cfgs = generate_default_cfgs(cfgs([name for row in _ROWS for name in with_steps(row)], ("in1k",), 32))
+default_cfgs = generate_default_cfgs(
+    {
+        key: cfg
+        for row in _ROWS
+        for key, cfg in cfgs(with_steps(row), ("in1k",), 32, ann=f"timm/{row.removeprefix('snn_sew_')}.a1_in1k").items()
+    }
+)
 
 for _row, _args in _ROWS.items():
     for _name, _steps in with_steps(_row).items():

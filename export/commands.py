@@ -1,0 +1,170 @@
+"""``snnzoo export``: what the command line says, as calls of the exporters."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from timm.utils import ParseKwargs
+from torch import Tensor, nn
+
+from snnzoo.errors import InputError
+from snnzoo.scripting import model_kwargs
+
+CALIBRATION_IMAGES = 128
+PARITY_IMAGES = 8
+
+
+def add_commands(targets: argparse._SubParsersAction) -> None:
+    """Add ``graph``, ``onnx`` and ``nir``."""
+    graph = targets.add_parser("graph", help="print the network that every exporter starts from, batch norms folded")
+    _add_model(graph)
+    graph.add_argument("--plot", metavar="FILE", help="draw it, too: a png, svg or pdf file")
+    graph.set_defaults(command=_graph)
+
+    onnx = targets.add_parser("onnx", help="ONNX: images in, averaged logits out; checked in onnxruntime")
+    _add_model(onnx)
+    _add_file(onnx)
+    onnx.add_argument(
+        "--mode",
+        default="unrolled",
+        metavar="MODE",
+        help="unrolled over the time steps, or stateful: one step, membranes in and out (default: %(default)s)",
+    )
+    onnx.add_argument("--dynamic-batch", action="store_true", help="any number of images at once (default: 1)")
+    onnx.add_argument("--opset", type=int, metavar="N", help="version of ONNX's operators (default: 18)")
+    onnx.add_argument("--int8", action="store_true", help="8-bit weights and inputs, calibrated on --calibration-split")
+    onnx.add_argument("--calibration-split", default="train", metavar="NAME", help="(default: %(default)s)")
+    onnx.set_defaults(command=_onnx)
+
+    nir = targets.add_parser("nir", help="NIR: for other simulators of spiking networks")
+    _add_model(nir)
+    _add_file(nir)
+    nir.add_argument("--target", default="any", metavar="NAME", help="importer: any, snntorch, norse or spikingjelly")
+    nir.set_defaults(command=_nir)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", help="name of a zoo model")
+    add("--checkpoint", metavar="FILE", help="its weights")
+    add("--pretrained", action="store_true", help="its pretrained weights")
+    add("--num-classes", type=int, metavar="N")
+    add("--in-chans", type=int, metavar="N")
+    add("--num-steps", type=int, metavar="T", help="time steps (default: the model's)")
+    add("--model-kwargs", nargs="*", default={}, action=ParseKwargs, metavar="K=V")
+    add("--input-size", nargs=3, type=int, metavar="N", help="channels, height, width")
+
+
+def _add_file(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-o", "--output", required=True, metavar="FILE")
+    add("--data-dir", metavar="DIR", help="images to compare on and to measure the accuracy, before and after")
+    add("--dataset", metavar="NAME", default="", help="timm's names: torch/…, hfds/…; a folder or tar if empty")
+    add("--split", metavar="NAME", default="validation", help="(default: %(default)s)")
+    add("-b", "--batch-size", type=int, default=64, metavar="N", help="for the accuracy (default: %(default)s)")
+
+
+def _model(args: argparse.Namespace) -> nn.Module:
+    from snnzoo.weights import create_model
+
+    return create_model(
+        args.model,
+        args.checkpoint,
+        pretrained=args.pretrained,
+        in_chans=args.in_chans or (args.input_size and args.input_size[0]),
+        num_classes=args.num_classes,
+        num_steps=args.num_steps,
+        **model_kwargs(args),
+    )
+
+
+def _graph(args: argparse.Namespace) -> None:
+    from snnzoo.export.plot import plot
+    from snnzoo.export.trace import trace
+
+    graph = trace(_model(args), args.input_size)
+    print(graph.table(), end="")
+    print(f"{graph.num_parameters:,} parameters, {len(graph.folded)} batch norms folded, {graph.num_steps} time steps")
+    for change in graph.changed:
+        print(f"changed: {change}")
+    if args.plot:
+        plot(graph, args.plot)
+
+
+def _onnx(args: argparse.Namespace) -> None:
+    from snnzoo.export.onnx import DEFAULT_OPSET, export_onnx
+
+    model = _model(args)
+    options = _on_data(args, model)
+    if args.int8:
+        if not (args.data_dir or args.dataset):
+            raise InputError("--int8 needs images to calibrate on: give --data-dir")
+        options["calibration"] = _spread(*_data(args, model, args.calibration_split), CALIBRATION_IMAGES)
+    _export(
+        partial(
+            export_onnx, model, args.output, args.input_size, mode=args.mode, dynamic_batch=args.dynamic_batch,
+            opset=DEFAULT_OPSET if args.opset is None else args.opset, **options,
+        )
+    )  # fmt: skip
+
+
+def _nir(args: argparse.Namespace) -> None:
+    from snnzoo.export.nir import export_nir
+
+    model = _model(args)
+    _export(partial(export_nir, model, args.output, args.input_size, target=args.target, **_on_data(args, model)))
+
+
+def _export(export: Callable[[], dict]) -> None:
+    from snnzoo.export.parity import ParityError
+    from snnzoo.export.report import as_text
+
+    try:
+        report = export()
+    except ParityError as error:
+        print(f"snnzoo: error: {error}: nothing was written", file=sys.stderr)
+        sys.exit(1)
+    print(as_text(report), end="")
+
+
+def _data(args: argparse.Namespace, model: nn.Module, split: str):
+    """The images of a split, and batches of them as the model takes them."""
+    from timm.data import create_transform
+
+    from snnzoo import data
+    from snnzoo.processes import Processes
+
+    if args.dataset in data.FRAME_DATASETS:
+        raise InputError(f"--dataset {args.dataset}: exports are compared on images, not on frames; leave it out")
+    config = data.data_config({"input_size": args.input_size}, model, args.dataset)
+    dataset = data.open_dataset(args.dataset, args.data_dir, split, model.num_classes, model.in_chans)
+    dataset.transform = create_transform(is_training=False, use_prefetcher=True, **config)
+    return dataset, data.evaluation_batches(
+        dataset, args.batch_size, model.num_classes, Processes("cpu"), 0, config["mean"], config["std"]
+    )
+
+
+def _on_data(args: argparse.Namespace, model: nn.Module) -> dict:
+    """What the exporters take when there is data: images to compare on, the accuracy, the classes' names."""
+    if not (args.data_dir or args.dataset):
+        return {}
+    from snnzoo.data import class_names
+    from snnzoo.evaluate import evaluate, logits_of
+    from snnzoo.processes import Processes
+
+    dataset, loader = _data(args, model, args.split)
+
+    def accuracy(forward: Callable[[Tensor], Tensor]) -> float:
+        return evaluate(partial(logits_of, forward), loader, Processes("cpu"))["top1"]
+
+    images = torch.cat(list(_spread(dataset, loader, PARITY_IMAGES)))
+    return {"images": images, "accuracy": accuracy, "labels": class_names(dataset)}
+
+
+def _spread(dataset, loader, count: int) -> Iterator[Tensor]:
+    """``count`` images from all over the data, whose classes come one after the other; normalised, ``[1, C, H, W]``."""
+    step = max(1, len(dataset) // count)
+    for index in range(0, min(len(dataset), step * count), step):
+        yield (torch.as_tensor(dataset[index][0])[None].float() - loader.mean) / loader.std

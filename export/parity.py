@@ -1,0 +1,104 @@
+"""Whether an engine computes a graph: spike by spike, with ties at the threshold counted.
+
+Two engines that add in another order differ in the last digits, and a membrane within those digits of the threshold
+may fire in one and not in the other. Everything after it then differs, rightly. So the reference is run once more on
+the *engine's own* spikes, layer by layer: there each difference has to be such a tie, and the logits have to agree.
+"""
+
+from dataclasses import asdict, dataclass
+
+import torch
+
+from snnzoo.export.graph import Graph
+from snnzoo.export.interpret import Run, interpret
+
+TIE = 1e-5  # of the largest membrane of the layer: how near the threshold rounding can matter
+LOGITS = 1e-4  # of the largest logit, or of 1
+
+
+class ParityError(RuntimeError):
+    """An exported network does not compute what the model computes; nothing was written."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far an engine is from a model, over some images.
+
+    Attributes:
+        images: how many.
+        spikes: spikes that the engine fired, of ``neuron_steps`` chances to.
+        differing: neurons that fire otherwise than the reference does on the engine's own spikes.
+        ties: those of them whose membrane was at the threshold, to rounding, when they first did.
+        logits: largest difference of the logits from the reference on the engine's spikes, relative to the largest.
+        same_spikes: images whose every spike is the model's.
+        logits_of_same: largest difference of these images' logits from the model's, absolute.
+        same_top1: images with the model's first class.
+    """
+
+    images: int
+    spikes: int
+    neuron_steps: int
+    differing: int
+    ties: int
+    logits: float
+    same_spikes: int
+    logits_of_same: float
+    same_top1: int
+
+    @property
+    def passed(self) -> bool:
+        return self.differing == self.ties and self.logits <= LOGITS
+
+    def check(self, what: str) -> "Parity":
+        """Itself, or :class:`ParityError` if the engine computes something else."""
+        if not self.passed:
+            raise ParityError(
+                f"{what} is not what the model computes: on {self.images} images {self.differing} neurons fire "
+                f"otherwise, {self.ties} of them for rounding; logits differ by {self.logits:.2e} of the largest, "
+                f"{LOGITS:g} are allowed"
+            )
+        return self
+
+    def to_dict(self) -> dict:
+        return asdict(self) | {"tie_tolerance": TIE, "logit_tolerance": LOGITS}
+
+
+def compare(graph: Graph, images: torch.Tensor, model: Run, engine: Run) -> Parity:
+    """Compare an engine's run on ``images`` with the model's.
+
+    Args:
+        graph: of the model.
+        images: as for :func:`~snnzoo.export.interpret.interpret`.
+        model: what the model did, see :func:`~snnzoo.export.interpret.watch`.
+        engine: what the engine did; its spikes must be there for every LIF layer.
+    """
+    own = interpret(graph, images, given=engine.spikes)
+    differing = ties = 0
+    for node in graph.lifs:
+        wrong = own.spikes[node.name] != engine.spikes[node.name]
+        first = wrong & (wrong.cumsum(0) == 1)  # afterwards the neuron's own membrane differs
+        distance = (own.membranes[node.name] - node.params.threshold).abs()
+        near = distance <= TIE * max(node.params.threshold, float(own.membranes[node.name].abs().max()))
+        differing += int(first.sum())
+        ties += int((first & near).sum())
+    same = torch.ones(len(images), dtype=torch.bool)
+    for name, spikes in model.spikes.items():
+        same &= (spikes == engine.spikes[name]).transpose(0, 1).flatten(1).all(1)
+    scale = max(1.0, float(own.logits.abs().max()))
+    apart = (engine.logits - model.logits).abs()[same]
+    return Parity(
+        images=len(images),
+        spikes=int(sum(spikes.double().sum() for spikes in engine.spikes.values())),
+        neuron_steps=sum(spikes.numel() for spikes in engine.spikes.values()),
+        differing=differing,
+        ties=ties,
+        logits=_largest((engine.logits - own.logits).abs()) / scale,
+        same_spikes=int(same.sum()),
+        logits_of_same=_largest(apart),
+        same_top1=int((engine.logits.argmax(1) == model.logits.argmax(1)).sum()),
+    )
+
+
+def _largest(x: torch.Tensor) -> float:
+    """NaN where there is one: it must not pass for agreement."""
+    return float(x.max()) if x.numel() else 0.0

@@ -1,0 +1,107 @@
+"""What every export leaves beside its file: the report, for machines (``.json``) and for people (``.txt``)."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from snnzoo.errors import InputError
+from snnzoo.export.graph import Graph
+from snnzoo.export.parity import Parity
+from snnzoo.files import atomic_path, write_atomically
+from snnzoo.version import __version__
+
+
+@contextlib.contextmanager
+def new_file(path: str | Path) -> Iterator[Path]:
+    """:func:`~snnzoo.files.atomic_path`, tried out before any work is done.
+
+    Raises:
+        InputError: no file can be written there.
+    """
+    path = Path(path)
+    with contextlib.ExitStack() as stack:
+        try:
+            if path.is_dir():
+                raise IsADirectoryError("it is a folder")
+            temporary = stack.enter_context(atomic_path(path))
+            temporary.touch()
+        except OSError as error:
+            raise InputError(f"{str(path)!r} cannot be written ({error}): name another file with -o") from error
+        yield temporary
+
+
+def make_report(graph: Graph, target: str, path: str | Path, parity: Parity, **more: Any) -> dict[str, Any]:
+    """The report of an export.
+
+    Args:
+        graph: what was exported.
+        target: the format.
+        path: of the file.
+        parity: with the model, in the format's engine.
+        **more: what the format adds.
+    """
+    neurons = sorted({(n.params.decay, n.params.threshold, n.params.reset) for n in graph.lifs})
+    return {
+        "path": str(path),
+        "target": target,
+        "model": graph.name,
+        "input_size": list(graph.input.shape),
+        "num_steps": graph.num_steps,
+        "neurons": [dict(zip(("decay", "threshold", "reset"), neuron, strict=True)) for neuron in neurons],
+        "parameters": graph.num_parameters,
+        **graph.metadata,
+        **more,
+        "parity": parity.to_dict(),
+        "folded": list(graph.folded),
+        "changed": list(graph.changed),
+        "layers": [
+            {
+                "name": node.name,
+                "kind": node.kind,
+                "reads": list(node.inputs),
+                "shape": list(graph.shapes[node.name]),
+                "parameters": sum(tensor.numel() for tensor in node.tensors),
+                "settings": node.describe(),
+            }
+            for node in graph
+        ],
+        "snnzoo": __version__,
+    }
+
+
+def write_report(report: dict[str, Any], graph: Graph) -> None:
+    """Write the report of a finished file as ``<file>.json`` and ``<file>.txt``, with the file's size and SHA-256."""
+    path = Path(report["path"])
+    report["bytes"] = path.stat().st_size
+    report["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    write_atomically(f"{path}.json", json.dumps(report, indent=2) + "\n")
+    write_atomically(f"{path}.txt", as_text(report) + "\n" + graph.table())
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """What a person wants to know first, without the layers."""
+    parity = report["parity"]
+    size = f", {report['bytes']:,} bytes" if "bytes" in report else ""
+    lines = [f"{report['path']}: {report['model']} for {report['target']}{size}"]
+    lines += [f"input       {'x'.join(map(str, report['input_size']))}, {report['num_steps']} time steps"]
+    lines += [f"parameters  {report['parameters']:,}, {len(report['folded'])} batch norms folded"]
+    for neuron in report["neurons"]:
+        lines += [f"neurons     decay {neuron['decay']:g}, threshold {neuron['threshold']:g}, {neuron['reset']} reset"]
+    lines += [f"changed     {change}" for change in report["changed"]]
+    lines += [
+        f"parity      {parity['images']} {report.get('parity_images', 'images')}: {parity['differing']} of "
+        f"{parity['neuron_steps']:,} spikes differ on equal inputs, {parity['ties']} of them ties at the threshold; "
+        f"logits by {parity['logits']:.1e} of the largest; same class for {parity['same_top1']}"
+    ]
+    if parity["neuron_steps"]:
+        lines += [f"firing rate {100 * parity['spikes'] / parity['neuron_steps']:.2f} % of neurons at a step"]
+    for name, accuracy in report.get("accuracy", {}).items():
+        lines += [
+            f"accuracy    {name}: {accuracy:.2f} %"
+            if isinstance(accuracy, float)
+            else f"            {name}: {accuracy}"
+        ]
+    return "\n".join(lines) + "\n"

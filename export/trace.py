@@ -1,0 +1,214 @@
+"""From a model to its graph: ``torch.fx`` follows the model's own forward, and each layer becomes a node."""
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import timm.layers
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from snnzoo import layers
+from snnzoo.errors import InputError
+from snnzoo.export.graph import (
+    LIF,
+    Add,
+    Conv,
+    Flatten,
+    Gate,
+    Graph,
+    Input,
+    Linear,
+    Node,
+    Output,
+    Pool,
+    ReLU,
+    Shape,
+    frozen,
+    to_pair,
+)
+from snnzoo.folding import fuse
+from snnzoo.models._blocks import PadShortcut
+from snnzoo.models._spiking import encode, pool_steps
+from snnzoo.models.spiking_sew_resnet import Connect
+
+
+def trace(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> Graph:
+    """The graph of a model in evaluation mode, its batch norms folded.
+
+    Args:
+        model: any zoo model, spiking or not, or another image classifier of the same layers; it is not changed.
+        input_size: ``(C, H, W)`` of the images; by default what the model's ``pretrained_cfg`` says.
+
+    Raises:
+        InputError: a layer that the graph has no node for, named by its path; or the model does not take such images.
+    """
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    if not (input_size or cfg):
+        raise InputError(
+            f"{type(model).__name__} has no pretrained_cfg that says which images it takes: give input_size"
+        )
+    input_size = tuple(input_size or (getattr(model, "in_chans", cfg["input_size"][0]), *cfg["input_size"][1:]))
+    norms = {name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    model = fuse(model, input_size).float()
+    left = {name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    builder = _Builder(model, input_size)
+    try:
+        traced = _Tracer().trace(model)
+    except InputError:
+        raise
+    except Exception as error:  # what a forward does to a proxy can fail in any way
+        raise InputError(f"{type(model).__name__} cannot be followed into the graph: {error}") from error
+    for step in traced.nodes:
+        builder.visit(step)
+    return Graph(
+        tuple(builder.nodes),
+        num_steps=getattr(model, "num_steps", 1),
+        name=cfg.get("architecture") or type(model).__name__,
+        folded=tuple(sorted(norms - left)),
+        changed=tuple(builder.changed),
+        metadata={"mean": cfg.get("mean"), "std": cfg.get("std"), "labels": cfg.get("label_names")},
+    )
+
+
+class _Tracer(fx.Tracer):
+    """Sees every layer as a whole, and says which module it cannot follow."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return super().is_leaf_module(module, name) or next(module.children(), None) is None
+
+    def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
+        try:
+            return super().call_module(module, forward, args, kwargs)
+        except InputError:
+            raise
+        except Exception as error:
+            path = self.path_of_module(module)
+            raise InputError(f"{path} ({type(module).__name__}) cannot be followed into the graph: {error}") from error
+
+
+_SAME = {layers.hold, layers.settle, F.dropout}  # in evaluation mode and for one step
+_SAME_MODULES = (nn.Identity, nn.Dropout, timm.layers.DropPath, layers.DropPath)
+
+
+@dataclass
+class _Builder:
+    """Turns the steps of the traced forward into nodes, one after the other."""
+
+    model: nn.Module
+    input_size: Shape
+    nodes: list[Node] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    _names: dict[fx.Node, str] = field(default_factory=dict)  # the node that holds a step's value
+    _shapes: dict[str, Shape] = field(default_factory=dict)
+    _averaged: set[str] = field(default_factory=set)  # nodes after the mean over time, which must be linear
+
+    def visit(self, step: fx.Node) -> None:
+        if step.op == "placeholder":
+            if not self.nodes:  # any other argument has a default
+                self._names[step] = self._emit(Input, "images", (), shape=self.input_size)
+            return
+        if step.op == "output":
+            self._emit(Output, "logits", self._inputs(step))
+            return
+        if step.op == "call_module":
+            module = self.model.get_submodule(step.target)
+            name = self._module(step, module, step.target)
+        else:
+            name = self._function(step)
+        if name is not None:
+            self._names[step] = name
+
+    def _inputs(self, step: fx.Node) -> tuple[str, ...]:
+        return tuple(self._names[x] for x in step.args if isinstance(x, fx.Node) and x in self._names)
+
+    def _emit(self, cls: type[Node], name: str, inputs: tuple[str, ...], **settings: Any) -> str:
+        taken = {node.name for node in self.nodes}
+        unique = next(n for n in (name, *(f"{name}_{i}" for i in range(1, len(taken) + 2))) if n not in taken)
+        node = cls(unique, inputs, **settings)
+        if self._averaged.intersection(inputs):
+            self._averaged.add(unique)
+            if not isinstance(node, (Conv, Linear, Flatten, Add, Output)) and getattr(node, "pool", "") != "avg":
+                raise InputError(f"{name} ({node.kind}) acts on firing rates, which exist only after the last step")
+        self.nodes.append(node)
+        self._shapes[unique] = tuple(node.infer(*(self._shapes[x] for x in inputs)))
+        return unique
+
+    def _module(self, step: fx.Node, module: nn.Module, path: str) -> str:
+        inputs = self._inputs(step)
+        if isinstance(module, _SAME_MODULES):
+            return inputs[0]
+        if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+            return self._emit(
+                Conv, path, inputs, weight=frozen(module.weight), bias=_bias(module, len(module.weight)),
+                stride=to_pair(module.stride), padding=to_pair(module.padding), dilation=to_pair(module.dilation),
+                groups=module.groups,
+            )  # fmt: skip
+        if isinstance(module, nn.Linear):
+            return self._emit(
+                Linear, path, inputs, weight=frozen(module.weight), bias=_bias(module, len(module.weight))
+            )
+        if isinstance(module, layers.LIF):
+            return self._emit(LIF, path, inputs, params=module.params)
+        if isinstance(module, nn.ReLU):
+            return self._emit(ReLU, path, inputs)
+        if isinstance(module, nn.MaxPool2d) and to_pair(module.dilation) == (1, 1) and not module.ceil_mode:
+            return self._emit(
+                Pool, path, inputs, pool="max", kernel=to_pair(module.kernel_size), stride=to_pair(module.stride),
+                padding=to_pair(module.padding),
+            )  # fmt: skip
+        if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1)):
+            return self._global_pool(path, inputs)
+        if isinstance(module, nn.Flatten) and module.start_dim == 1 and module.end_dim == -1:
+            return self._emit(Flatten, path, inputs)
+        if isinstance(module, Connect):
+            if module.name == "add":
+                return self._emit(Add, path, inputs)
+            return self._emit(Gate, path, inputs, gate=module.name)
+        if isinstance(module, PadShortcut):
+            return self._pad(path, inputs, module)
+        raise InputError(
+            f"{path}: the graph has no node for {module}; it knows convolutions with a batch norm behind them or none, "
+            f"linear layers, LIF, ReLU, max and global average pooling, sums and SEW's connections"
+        )
+
+    def _function(self, step: fx.Node) -> str | None:
+        inputs = self._inputs(step)
+        if step.target is encode:
+            return inputs[0]
+        if step.target is operator.getitem and step.args[0].target is encode:
+            return inputs[0] if step.args[1] == 0 else None  # the second result is T
+        if step.target in _SAME:
+            return inputs[0]
+        if step.target is layers.to_rate:
+            self._averaged.add(inputs[0])
+            return inputs[0]
+        stack = list(step.meta.get("nn_module_stack") or ())
+        path = f"{stack[-1]}." if stack and stack[-1] else ""
+        if step.target in (operator.add, operator.iadd, torch.add) and len(step.args) == 2:
+            a, b = (self._names.get(x) if isinstance(x, fx.Node) else None for x in step.args)
+            if a and b:
+                return self._emit(Add, f"{path}add", (a, b))
+        if step.target is pool_steps and step.args[1] == "avg":
+            return self._emit(Flatten, "global_pool.flatten", (self._global_pool("global_pool.pool", inputs),))
+        what = getattr(step.target, "__name__", step.target)
+        raise InputError(f"{path}{step.name}: the graph has no node for {what}{tuple(step.args[1:]) or ''}")
+
+    def _global_pool(self, path: str, inputs: tuple[str, ...]) -> str:
+        size = self._shapes[inputs[0]][1:]
+        return self._emit(Pool, path, inputs, pool="avg", kernel=size, stride=size)
+
+    def _pad(self, path: str, inputs: tuple[str, ...], module: PadShortcut) -> str:
+        *_, before, after = module.pad
+        channels = self._shapes[inputs[0]][0]
+        weight = torch.zeros(before + channels + after, channels, 1, 1)
+        weight[before : before + channels, :, 0, 0] = torch.eye(channels)
+        self.changed.append(f"{path}: the subsampling, zero-padding shortcut is a 1x1 convolution of ones and zeros")
+        stride = (module.stride, module.stride)
+        return self._emit(Conv, path, inputs, weight=weight, bias=torch.zeros(len(weight)), stride=stride)
+
+
+def _bias(module: nn.Module, outputs: int) -> torch.Tensor:
+    return torch.zeros(outputs) if module.bias is None else frozen(module.bias)

@@ -1,0 +1,269 @@
+"""Model cards, from one template and what lies in a checkpoint's folder: its config, its recipe, its results."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+
+from snnzoo.errors import InputError
+from snnzoo.models._cfgs import INITIALISATION
+from snnzoo.models._pretrained import CONFIG, read_config
+
+RECIPE, RESULTS = "recipe.yaml", "results.json"
+
+# The data set that a tag begins with the name of: title, Hub id if it has a slash.
+DATASETS = {
+    "c10": ("CIFAR-10", "uoft-cs/cifar10"),
+    "c100": ("CIFAR-100", "uoft-cs/cifar100"),
+    "in1k": ("ImageNet-1k", "ILSVRC/imagenet-1k"),
+    "c10dvs": ("CIFAR10-DVS", "cifar10-dvs"),
+}
+
+_TEMPLATE = """\
+---
+{metadata}
+---
+
+# {name}
+
+{summary}
+
+## Model
+
+{model}
+
+## Results
+
+{results}
+
+## Training
+
+{training}
+
+## Use
+
+```python
+import timm, torch
+import snnzoo  # registers the model: without it timm says "Unknown model"
+
+model = timm.create_model({arguments}).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+logits = model(torch.zeros(1, {input_size}))  # or: transform(image).unsqueeze(0)
+```
+
+Another number of classes or input channels, and any of the model's arguments, go into `create_model`.
+
+## Sources
+
+- Rate-based backpropagation: [arXiv 2410.11488](https://arxiv.org/abs/2410.11488)
+- ANN-guided distillation: [arXiv 2503.16572](https://arxiv.org/abs/2503.16572)
+"""
+
+
+def render(folder: Path, repo: str) -> str:
+    """The card of the checkpoint in ``folder``. Its numbers are those of ``results.json``; without one it has none.
+
+    Args:
+        folder: with ``config.json``, and ``recipe.yaml`` and ``results.json`` if there are any.
+        repo: the Hub repository that the card is for.
+
+    Raises:
+        InputError: a file is missing or malformed, or the results are of other weights.
+    """
+    config = read_config(folder / CONFIG, repr(str(folder)))
+    recipe, results = read_recipe(folder), read_results(folder)
+    if results and results["sha256"] != config.get("sha256"):
+        raise InputError(f"{str(folder / RESULTS)!r} was measured on other weights than {str(folder)!r} holds")
+    name = repo.split("/")[-1]
+    return _TEMPLATE.format(
+        metadata=_metadata(name, config, recipe, results),
+        name=name,
+        summary=_summary(config, recipe),
+        model=_table(_facts(config)),
+        results=_results(results),
+        training=_training(name, config, recipe, results),
+        arguments=_arguments(name, repo, config),
+        input_size=", ".join(map(str, config["pretrained_cfg"]["input_size"])),
+    )
+
+
+def read_recipe(folder: Path) -> dict[str, Any]:
+    """The options in a folder's ``recipe.yaml``, none if there is no such file.
+
+    Raises:
+        InputError: it does not hold options.
+    """
+    path = folder / RECIPE
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except yaml.YAMLError as error:
+        raise InputError(f"recipe {str(path)!r} cannot be read: {error}") from error
+    if not isinstance(recipe, dict):
+        raise InputError(f"recipe {str(path)!r} must hold 'option: value' lines")
+    return recipe
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """What a folder's ``results.json`` says, nothing if there is no such file.
+
+    Raises:
+        InputError: it is malformed.
+    """
+    path = folder / RESULTS
+    if not path.exists():
+        return {}
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        return {"sha256": results["sha256"], "runs": results["runs"], **results}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"results {str(path)!r} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _arguments(name: str, repo: str, config: Mapping[str, Any]) -> str:
+    """Of the ``create_model`` that makes this model; from the Hub if it has weights there."""
+    if "sha256" in config:
+        return f'"hf-hub:{repo}", pretrained=True'
+    return f'"{name}", pretrained=True' if _tag(config).startswith(INITIALISATION) else f'"{config["architecture"]}"'
+
+
+def _tag(config: Mapping[str, Any]) -> str:
+    return config["pretrained_cfg"].get("tag") or ""
+
+
+def _dataset(config: Mapping[str, Any]) -> tuple[str, str] | None:
+    return DATASETS.get(_tag(config).removeprefix(INITIALISATION).split("_")[0])
+
+
+def _metadata(name: str, config: Mapping, recipe: Mapping, results: Mapping) -> str:
+    dataset = _dataset(config)
+    evaluation = None
+    if dataset and results.get("runs"):
+        row = _default_row(results["runs"][0], config)
+        task = dict(task_type="image-classification", dataset_type=dataset[1], dataset_name=dataset[0])
+        evaluation = [
+            EvalResult(metric_type="accuracy", metric_name=metric, metric_value=round(row[key], 2), **task)
+            for metric, key in (("Top-1", "top1"), ("Top-5", "top5"))
+        ]
+    data = ModelCardData(
+        license=config["pretrained_cfg"]["license"],
+        library_name="timm",
+        pipeline_tag="image-classification",
+        tags=["timm", "image-classification", "snnzoo", "spiking-neural-network"],
+        datasets=[dataset[1]] if dataset and "/" in dataset[1] else None,
+        base_model=config.get("initialisation"),
+        model_name=name,
+        eval_results=evaluation,
+    )
+    return data.to_yaml(line_break="\n").strip()
+
+
+def _default_row(run: list[Mapping], config: Mapping) -> Mapping:
+    """The measurement with the model's own number of steps."""
+    steps = config.get("model_args", {}).get("num_steps")
+    return next((row for row in run if row["num_steps"] == steps), run[0])
+
+
+def _summary(config: Mapping, recipe: Mapping) -> str:
+    args, dataset = config.get("model_args", {}), _dataset(config)
+    steps = args.get("num_steps")
+    kind = f"A spiking neural network of {steps} time steps" if steps else "An ANN"
+    if _tag(config).startswith(INITIALISATION):
+        return (
+            f"**An initialisation, not a trained network.** {kind} with the weights of the ANN "
+            f"[{config['initialisation']}](https://huggingface.co/{config['initialisation']}), which has the same "
+            f"shape: a place to start training from. It has not been trained as a spiking network."
+        )
+    text = f"{kind} for {dataset[0] if dataset else 'image classification'}, a model of the timm family `snnzoo`"
+    if recipe.get("teacher"):
+        text += f", distilled from `{recipe['teacher']}`"
+    return text + "." + ("" if config.get("sha256") else " **There are no weights yet**: this is its recipe.")
+
+
+def _facts(config: Mapping) -> dict[str, Any]:
+    args, cfg = config.get("model_args", {}), config["pretrained_cfg"]
+    facts = {"architecture": f"`{config['architecture']}`"}
+    if "num_steps" in args:
+        surrogate = args["surrogate"]
+        if isinstance(surrogate, dict):
+            surrogate = f"{surrogate['name']}, alpha {surrogate['alpha']}"
+        facts |= {
+            "time steps T": args["num_steps"],
+            "neuron": f"LIF, decay {args['decay']}, threshold {args['threshold']}, {args['reset']} reset",
+            "surrogate": surrogate,
+        }
+    facts |= {
+        "stem": args.get("stem"),
+        "input": "x".join(map(str, cfg["input_size"])),
+        "classes": config["num_classes"],
+        "normalisation": f"mean {tuple(cfg['mean'])}, std {tuple(cfg['std'])}",
+    }
+    return facts | ({"sha256": config["sha256"]} if "sha256" in config else {})
+
+
+def _table(rows: Mapping[str, Any]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
+
+
+def _results(results: Mapping) -> str:
+    if not results.get("runs"):
+        return "Nothing has been measured with these weights."
+    runs = results["runs"]
+    stages = [key for key in runs[0][0] if key.startswith("rate_")]
+    head = ["T", "top-1 %", "top-5 %", "images", *(f"rate {key.removeprefix('rate_')}" for key in stages)]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for row in runs[0]:
+        cells = [row["num_steps"], f"{row['top1']:.2f}", f"{row['top5']:.2f}", row["images"]]
+        cells += [f"{row[key]:.3f}" for key in stages]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    text = "\n".join(lines) + "\n\nMeasured with `validate.py` on the weights in this repository."
+    if stages:
+        text += " Rates are spikes per neuron and step."
+    if len(runs) > 1:
+        text += "\n\nOver runs that differ in their seed, the first of them the one here:\n"
+        for rows in zip(*runs, strict=True):
+            values = [row["top1"] for row in rows]
+            text += (
+                f"\n- T = {rows[0]['num_steps']}: top-1 {mean(values):.2f} %, standard deviation {stdev(values):.2f}, "
+                f"n = {len(values)} ({', '.join(f'{value:.2f}' for value in values)})"
+            )
+    if teacher := results.get("teacher"):
+        text += f"\n\nThe teacher, `{teacher['model']}`: top-1 {teacher['top1']:.2f} % on {teacher['images']} images."
+    versions = {key: value for key, value in results.get("versions", {}).items() if value}
+    if versions:
+        text += f"\n\nWith {', '.join(f'{key} {value}' for key, value in versions.items())}."
+    return text
+
+
+def _training(name: str, config: Mapping, recipe: Mapping, results: Mapping) -> str:
+    if _tag(config).startswith(INITIALISATION):
+        return "None: see above."
+    if not recipe:
+        return "The recipe is not part of this repository."
+    command = f"python train_distill.py -c {RECIPE} --data-dir DIR"
+    if recipe.get("teacher"):
+        command += " --teacher-checkpoint FILE" if "teacher_checkpoint" in recipe else ""
+    if "initial_checkpoint" in recipe:
+        command += " --initial-checkpoint FILE"
+    facts = {
+        label: f"`{recipe[key]}`"
+        for key, label in {
+            "teacher": "teacher",
+            "teacher_checkpoint": "its weights",
+            "initial_checkpoint": "started from",
+            "branches": "branches",
+            "epochs": "epochs",
+            "batch_size": "batch size",
+            "opt": "optimizer",
+            "lr": "learning rate",
+            "weight_decay": "weight decay",
+            "seed": "seed",
+        }.items()
+        if recipe.get(key) is not None
+    }
+    if results.get("epoch") is not None:
+        facts["these weights"] = f"after epoch {results['epoch'] + 1} of the run"
+    return f"```\n{command}\n```\n\n{_table(facts)}\n\nAll options are in `{RECIPE}`."
