@@ -48,6 +48,7 @@ def die_after(monkeypatch, updates):
     monkeypatch.setattr(Checkpoints, "save", save_and_die)
 
 
+@pytest.mark.slow
 def test_a_run_that_died_inside_an_epoch_ends_as_if_it_had_not(whole, monkeypatch, tmp_path):
     run, folder = whole
     for updates in (1, 6, 12):  # after the first of four steps, in the middle, before the last validation
