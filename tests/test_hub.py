@@ -116,6 +116,7 @@ print("the same")
 """
 
 
+@pytest.mark.slow
 def test_every_family_comes_back_in_a_fresh_process(hub, owner, tmp_path):
     tensors, arguments = {}, {}
     for name in FAMILIES:
