@@ -3,8 +3,8 @@
 
     python benchmarks/onnx_speed.py [--models snn_resnet20_t4 snn_resnet18_t4] [--batch-sizes 1 32] [--rounds 10]
 
-PyTorch runs the fused model, channels-last, neurons compiled; under torch.compile it is faster, see speed.py. A line for each model and
-batch: the medians in ms, and the median of the rounds' ratios with its quartiles.
+PyTorch runs the fused model, channels-last, neurons compiled; under torch.compile it is faster, see speed.py. A line
+for each model and batch: the medians in ms, and the median of the rounds' ratios with its quartiles.
 """
 
 import argparse
