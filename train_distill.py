@@ -289,6 +289,8 @@ def main(argv: list[str] | None = None) -> None:
     model = build_student(args)
     batches, val_batches, facts = build_data(args, model, processes)
     task = build_task(args, model, processes.device)
+    if isinstance(task, AnnGuidedDistillationTask):
+        task.begin(next(iter(batches.epoch(0)))[0])
     training, epochs = build_training(args, task, batches.steps, processes)
     folder = processes.from_first(open_run_dir(args) if processes.is_first else None)
     if processes.is_first:
