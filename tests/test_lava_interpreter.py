@@ -17,10 +17,9 @@ def _nothing_set(monkeypatch):
 
 @pytest.mark.lava
 def test_what_is_found_runs_lava_and_snnzoo(lava_python):
-    code = "import sys, snnzoo.export.lava.interpreter as i; print(sys.version_info[:2], i.find_interpreter())"
+    code = "import sys, lava.proc.lif.process, snnzoo; print(sys.version_info[:2])"
     done = subprocess.run([lava_python, "-c", code], capture_output=True, text=True, check=True, timeout=120)
-    assert done.stdout.strip().splitlines()[-1].startswith("(3, 10)")
-    assert find_interpreter(lava_python) == lava_python
+    assert done.stdout.strip().splitlines()[-1] == "(3, 10)"
 
 
 def script(path, body):
