@@ -1,6 +1,7 @@
 """``snnzoo export``: what the command line says, as calls of the exporters."""
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from snnzoo.errors import InputError
 from snnzoo.scripting import model_kwargs
 
+ACTIVITY_IMAGES = 64
 CALIBRATION_IMAGES = 128
 PARITY_IMAGES = 8
 
@@ -45,6 +47,15 @@ def add_commands(targets: argparse._SubParsersAction) -> None:
     nir.set_defaults(command=_nir)
 
 
+def add_resources(commands: argparse._SubParsersAction) -> None:
+    """Add ``resources``."""
+    resources = commands.add_parser("resources", help="estimate cores, operations, latency and energy on Loihi 2")
+    _add_model(resources)
+    _add_data(resources, f"{ACTIVITY_IMAGES} images from all over it tell how active the neurons are")
+    resources.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    resources.set_defaults(command=_resources, batch_size=ACTIVITY_IMAGES)
+
+
 def _add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", help="name of a zoo model")
@@ -60,10 +71,15 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 def _add_file(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-o", "--output", required=True, metavar="FILE")
-    add("--data-dir", metavar="DIR", help="images to compare on and to measure the accuracy, before and after")
+    _add_data(parser, "images to compare on and to measure the accuracy, before and after")
+    add("-b", "--batch-size", type=int, default=64, metavar="N", help="for the accuracy (default: %(default)s)")
+
+
+def _add_data(parser: argparse.ArgumentParser, what: str) -> None:
+    add = parser.add_argument
+    add("--data-dir", metavar="DIR", help=what)
     add("--dataset", metavar="NAME", default="", help="timm's names: torch/…, hfds/…; a folder or tar if empty")
     add("--split", metavar="NAME", default="validation", help="(default: %(default)s)")
-    add("-b", "--batch-size", type=int, default=64, metavar="N", help="for the accuracy (default: %(default)s)")
 
 
 def _model(args: argparse.Namespace) -> nn.Module:
@@ -115,6 +131,18 @@ def _nir(args: argparse.Namespace) -> None:
 
     model = _model(args)
     _export(partial(export_nir, model, args.output, args.input_size, target=args.target, **_on_data(args, model)))
+
+
+def _resources(args: argparse.Namespace) -> None:
+    from snnzoo.export.lava.resources import estimate
+    from snnzoo.export.trace import trace
+
+    model = _model(args)
+    graph, images = trace(model, args.input_size), None
+    if args.data_dir or args.dataset:
+        images = torch.cat(list(_spread(*_data(args, model, args.split), ACTIVITY_IMAGES)))
+    result = estimate(graph, images)
+    print(json.dumps(result.to_dict(), indent=2) if args.json else result.table().rstrip())
 
 
 def _export(export: Callable[[], dict]) -> None:

@@ -74,20 +74,11 @@ def _refusal(graph: Graph, node: Node) -> str:
         return f"SEW's {node.gate.upper()}, and SLAYER joins currents by adding them: train with connect='add'"
     if isinstance(node, Pool) and node.pool == "max":
         return "SLAYER has no max pooling: train with stem='cifar' and strided convolutions"
-    if isinstance(node, Pool) and not _head(graph, node):
+    if isinstance(node, Pool) and not graph.linear_behind(node):
         return "average pooling that is not global and before a linear layer: use strided convolutions"
     if isinstance(node, ReLU):
         return "the activation of an ANN: take the spiking model of the same shape, snn_…"
     return ""
-
-
-def _head(graph: Graph, pool: Pool) -> Linear | None:
-    """The linear layer that global average pooling becomes part of."""
-    (flatten, *others) = graph.readers(pool.name)
-    if others or not isinstance(flatten, Flatten) or not graph.is_global(pool):
-        return None
-    (linear, *others) = graph.readers(flatten.name)
-    return linear if isinstance(linear, Linear) and not others else None
 
 
 def _slayer():
