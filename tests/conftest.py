@@ -99,10 +99,10 @@ def hub():
 def lava_python():
     """A Python that can import Lava and snnzoo; tests that ask for it are marked ``lava``."""
     from snnzoo import InputError
-    from snnzoo.export.lava.interpreter import find_interpreter
+    from snnzoo.export.lava.interpreter import LAVA, find_interpreter
 
     try:
-        return find_interpreter()
+        return find_interpreter(needs=(*LAVA, "snnzoo"))
     except InputError as error:
         pytest.skip(str(error))
 
