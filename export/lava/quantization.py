@@ -5,9 +5,8 @@ and the threshold. The model fires at ``u >= Vth``, the chip at ``v > 64 thresho
 ``Vth / (threshold + 1/64)``, and both are the same rule. Which unit is best is tried out on calibration images.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,6 +35,7 @@ from snnzoo.export.trace import trace
 FINER, COARSER = 0.5, 1.15  # units that are tried: from half of what holds the largest weight, in such steps
 TRIED = 10
 SHORT = 255  # what the largest observed value of a current is cut to where only some of its bits matter
+PARALLEL = 8  # connections between the same two neurons, for a weight beyond 8 bits
 HEADROOM = 4  # times the largest observed value, where the largest possible one is out of all proportion
 
 
@@ -187,7 +187,10 @@ class _Search:
             return
         neurons = [p for p in members if p.kind == "neurons"]
         threshold = neurons[0].params.threshold if neurons else None
-        largest = max(float(link.weight.abs().max()) * self._unit(link.source) for _, link in scaled)
+        largest = max(
+            float(link.weight.abs().max()) * self._unit(link.source) / (PARALLEL if _passes_on(link) else 1)
+            for _, link in scaled
+        )
         unit = FINER * (largest or 1.0) / WEIGHT[1]
         tried: list[tuple[float, float]] = []
         while len(tried) < TRIED:
@@ -246,10 +249,11 @@ class _Search:
     # --- integers, given the unit ------------------------------------------------------------------------------------
 
     def _weight(self, p: Population, link: Link) -> Tensor:
-        """The link's weights as integers in 8 bits."""
+        """The link's weights as integers, in 8 bits but where connections can lie side by side."""
         if link.exact:
             return link.weight.sign()
-        return (link.weight * (self._unit(link.source) / self.units[p.group])).round().clamp(*WEIGHT)
+        weight = (link.weight * (self._unit(link.source) / self.units[p.group])).round()
+        return weight.clamp(*(PARALLEL * limit for limit in WEIGHT)) if _passes_on(link) else weight.clamp(*WEIGHT)
 
     def _arriving(self, p: Population, reach) -> tuple[np.ndarray, np.ndarray]:
         """The least and the most that any input can bring, ``[C]``."""
@@ -313,9 +317,10 @@ class _Search:
         if p.kind == "readout":
             settings |= dict(threshold=THRESHOLD[1], bias=bias)
         kind = {"neurons": "lif", "logic": "lif", "readout": "readout"}.get(p.kind, "graded")
-        layer = Layer(p.name, kind, p.shape, tuple(map(partial(self._synapses, p), p.links, weights)), **settings)
-        full = [link.weight * (self._unit(link.source) / unit) for link in p.links if not link.exact]
-        saturated = clipped + sum(int(((w.round() < WEIGHT[0]) | (w.round() > WEIGHT[1])).sum()) for w in full)
+        inputs = [synapses for link, weight in zip(p.links, weights, strict=True) for synapses in self._synapses(p, link, weight)]
+        layer = Layer(p.name, kind, p.shape, tuple(inputs), **settings)
+        full = [(link.weight * (self._unit(link.source) / unit)).round() for link in p.links]
+        saturated = clipped + sum(int((a != b).sum()) for a, b, link in zip(full, weights, p.links, strict=True) if not link.exact)
         report = LayerReport(
             p.name, unit, settings["threshold"] if p.kind == "neurons" else None,
             int(max(float(w.abs().max()) for w in weights)), saturated, int(max(-low.min(), high.max())),
@@ -323,12 +328,23 @@ class _Search:
         ) if p.kind in ("neurons", "readout") else None  # fmt: skip
         return layer, report
 
-    def _synapses(self, p: Population, link: Link, weight: Tensor) -> Synapses:
+    def _synapses(self, p: Population, link: Link, weight: Tensor) -> Iterator[Synapses]:
         shift = round(np.log2(self.units[p.group] / self._unit(link.source))) if link.shift else 0
-        return Synapses(
-            link.source, weight.numpy().astype(np.int8), link.stride, link.padding, link.dilation, link.groups,
-            shift, link.origin,
-        )  # fmt: skip
+        while True:
+            part = weight.clamp(*WEIGHT)
+            yield Synapses(
+                link.source, part.numpy().astype(np.int8), link.stride, link.padding, link.dilation, link.groups,
+                shift, link.origin,
+            )  # fmt: skip
+            weight = weight - part
+            if not weight.any():
+                return
+
+
+def _passes_on(link: Link) -> bool:
+    """Whether it brings each neuron one other's output, as shortcuts do: then it costs little to have several of it."""
+    weight = link.weight
+    return weight[0, 0].numel() == 1 and bool(((weight == 0) | (weight == 1)).all() and (weight.sum((1, 2, 3)) <= 1).all())
 
 
 def _snap(unit: float, threshold: float | None) -> float:
