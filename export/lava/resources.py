@@ -1,22 +1,20 @@
 """What a network takes on Loihi 2: neurons, synapses, cores, steps, and an estimate of its energy.
 
-The network is laid out as populations of neurons and connections between them, each of which takes one step. Neurons
-that read a sum receive every branch of it; a value that several layers read is a population that passes on graded
-spikes; and what arrives too early is held up by relays, one step each.
+It is laid out as for Lava (:mod:`~snnzoo.export.lava.lower`): populations of neurons, and links between them that take
+a step each; what would arrive too early is held up by relays.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from snnzoo.errors import InputError
-from snnzoo.export.graph import LIF, Add, Conv, Flatten, Gate, Graph, Input, Linear, Node, Output, Pool, ReLU
-from snnzoo.export.interpret import interpret
-from snnzoo.rate import per_step
+from snnzoo.export.graph import Graph
+from snnzoo.export.lava.lower import Link, Population, evaluate, lower
 
 # The chip, from Intel's technology brief "Taking Neuromorphic Computing to the Next Level with Loihi 2" (2021).
 CORES_PER_CHIP = 128
@@ -30,7 +28,8 @@ JOULES_PER_UPDATE = 81e-12
 BYTES_PER_NEURON = 12
 BYTES_PER_WEIGHT = 1
 WIDTHS = (0.75, 0.5, 0.25, 0.125)  # what is tried for a network that does not fit
-_CHUNK = 8  # images at once
+_OF_SPIKES = ("neurons", "logic", "count")  # kinds that send nothing where nothing happens
+_VALUES = 10**8  # to hold at once when activity is measured
 
 ASSUMPTIONS = (
     f"Limits: {CORES_PER_CHIP} cores a chip, {NEURONS_PER_CORE} neurons and {BYTES_PER_CORE:,} bytes a core (Intel, "
@@ -56,13 +55,13 @@ class Layer:
 
     Attributes:
         name: of the node of the graph, of a relay with what it holds up and for how long.
-        kind: ``lif``, ``graded`` (passes on a value), ``relay``, ``pool``, ``gate`` or ``output``.
-        shape: ``(C, H, W)`` or ``(F,)``.
+        kind: as in :class:`~snnzoo.export.lava.lower.Population`, or ``relay``.
+        shape: ``(C, H, W)``.
         step: how many steps behind the image it is.
         synapses: into it, those at the border of an image not counted, nor weights that are zero.
         weights: of all that comes in, each kernel once.
         cores: None if not even one channel's neuron fits on one.
-        rate: messages a neuron and step; None without images.
+        rate: messages a neuron and step; None without images, and of the readout.
         synops: synaptic operations that its neurons receive for one image; None without images.
     """
 
@@ -150,7 +149,8 @@ class Resources:
         """For a person: a row for each layer, the totals, what does not fit, the assumptions."""
         rows = [("layer", "kind", "shape", "step", "neurons", "synapses", "weights", "cores", "rate", "synops")]
         for x in self.layers:
-            rate, synops = ("", "") if x.rate is None else (f"{x.rate:.3f}", f"{x.synops:,.0f}")
+            rate = "" if x.rate is None else f"{x.rate:.3f}"
+            synops = "" if x.synops is None else f"{x.synops:,.0f}"
             cores = "none fits" if x.cores is None else str(x.cores)
             rows.append(
                 (x.name, x.kind, "x".join(map(str, x.shape)), str(x.step), f"{x.neurons:,}", f"{x.synapses:,}",
@@ -198,172 +198,103 @@ def estimate(graph: Graph, images: Tensor | None = None) -> Resources:
         images: ``[B, C, H, W]``, normalised, to measure the activity on.
 
     Raises:
-        InputError: the graph is an ANN's, or averages over windows; or the images are of another size.
+        InputError: nodes that Loihi cannot express, with the reasons; or the images are of another size.
     """
     if images is not None and images.shape[1:] != graph.input.shape:
         raise InputError(f"images must be [B, {', '.join(map(str, graph.input.shape))}], got {tuple(images.shape)}")
-    populations = _lay_out(graph)
-    sent = None if images is None else _messages(graph, populations, images)
+    channels = graph.input.shape[0]
+    lowered = lower(graph, [0.0] * channels, [1 / 255] * channels)  # what enters is what the model takes
+    sent = None if images is None else _messages(lowered, images, graph.num_steps)
+    placed = _place(lowered)
     layers = []
-    for p in populations.values():
-        if p.kind == "input":
-            continue
+    for p in placed[1:]:
         rate = synops = None
         if sent is not None:
-            rate = float(sent[p.sends_as].mean()) / graph.num_steps
-            synops = sum(float((c.fan_out * sent[populations[c.source].sends_as]).sum()) for c in p.connections)
+            rate = float(sent[p.sends].mean()) / graph.num_steps if p.kind != "readout" else None
+            synops = sum(float((link.fan_out * sent[link.source]).sum()) for link in p.links)
         layers.append(
             Layer(
-                p.name, p.kind, p.shape, p.step, math.prod(p.shape), sum(c.synapses for c in p.connections),
-                sum(c.weights for c in p.connections), _cores(p), rate, synops,
+                p.name, p.kind, p.shape, p.step, math.prod(p.shape), sum(int(link.fan_out.sum()) for link in p.links),
+                sum(link.weights for link in p.links), _cores(p), rate, synops,
             )
         )  # fmt: skip
     return Resources(
-        graph.name, graph.input.shape, graph.num_steps, tuple(layers), tuple(_problems(graph, populations)),
+        graph.name, graph.input.shape, graph.num_steps, tuple(layers), tuple(_problems(placed[1:])),
         0 if images is None else len(images),
     )  # fmt: skip
 
 
-@dataclass
-class _Connection:
-    """Synapses from one population into another."""
+@dataclass(frozen=True, eq=False)
+class _Synapses:
+    """A link, counted: ``fan_out`` synapses for each neuron that sends; ``per_channel`` weights for one that receives,
+    ``weights`` for all."""
 
-    name: str
-    source: str
-    fan_out: Tensor  # synapses of each neuron of the source, in its shape
+    source: str  # whose messages they are; relays pass on those of another
+    fan_out: Tensor
     weights: int
-    per_channel: int  # weights that a core stores for one channel of the target
-    from_pixels: bool = False
-
-    @property
-    def synapses(self) -> int:
-        return int(self.fan_out.sum())
+    per_channel: int
+    from_pixels: bool
 
 
-@dataclass
-class _Population:
+@dataclass(frozen=True, eq=False)
+class _Placed:
     name: str
     kind: str
-    shape: tuple[int, ...]
-    connections: list[_Connection]
+    shape: tuple[int, int, int]
     step: int
-    sends_as: str  # the node of the graph whose value it sends
+    sends: str
+    links: tuple[_Synapses, ...]
 
 
-def _lay_out(graph: Graph) -> dict[str, _Population]:
-    """The populations by name, in an order in which each comes after its sources; the last is the output."""
-    if not graph.lifs:
-        raise InputError(f"{graph.name} has no LIF layer: on Loihi there is nothing of it but spiking neurons")
-    populations: dict[str, _Population] = {}
-    for node in graph:
-        _check(graph, node)
-        if not _is_population(graph, node):
-            continue
-        connections = _incoming(graph, node)
-        step = 1 + max((populations[c.source].step for c in connections), default=-1)
-        for connection in connections:  # what comes early waits in relays, one step each
-            for wait in range(1, step - populations[connection.source].step):
-                connection.source = _relay(populations, graph, connection.source, wait)
-        kind = node.kind if node.kind in ("input", "lif", "pool", "gate", "output") else "graded"
-        shape = graph.shapes[node.name]
-        populations[node.name] = _Population(node.name, kind, shape, connections, step, node.name)
-    return populations
+def _place(lowered: tuple[Population, ...]) -> list[_Placed]:
+    """The populations with the relays between them, each with its step."""
+    shapes = {p.name: p.shape for p in lowered}
+    steps: dict[str, int] = {}
+    relays: set[str] = set()
+    placed = []
+    for p in lowered:
+        steps[p.name] = step = 1 + max((steps[link.source] for link in p.links), default=-1)
+        for link in p.links:
+            shape = shapes[link.source]
+            for wait in range(1, step - steps[link.source]):
+                name = f"{link.source} +{wait}"
+                if name not in relays:
+                    relays.add(name)
+                    pass_on = _Synapses(link.source, torch.ones(shape), shape[0], 1, False)
+                    placed.append(_Placed(name, "relay", shape, steps[link.source] + wait, link.source, (pass_on,)))
+        links = tuple(_count(link, shapes[link.source], link.source == lowered[0].name) for link in p.links)
+        placed.append(_Placed(p.name, p.kind, p.shape, step, p.name, links))
+    return placed
 
 
-def _relay(populations: dict[str, _Population], graph: Graph, source: str, wait: int) -> str:
-    """The name of the population that holds ``source`` up by a step; made if it is not there."""
-    before = populations[source]
-    name = f"{before.sends_as} +{wait}"
-    if name not in populations:
-        identity = _identity(f"{name} identity", source, before.shape)
-        populations[name] = _Population(name, "relay", before.shape, [identity], before.step + 1, before.sends_as)
-    return name
-
-
-def _check(graph: Graph, node: Node) -> None:
-    if isinstance(node, ReLU):
-        raise InputError(f"{node.name} (relu): an ANN's activation; on Loihi there is the spiking model of the shape")
-    if isinstance(node, Pool) and node.pool == "avg" and not graph.linear_behind(node):
-        raise InputError(f"{node.name} (pool): only global average pooling before a linear layer can be laid out")
-
-
-def _is_population(graph: Graph, node: Node) -> bool:
-    """Whether a node's value has neurons of its own, and is not just what arrives at others."""
-    if isinstance(node, (Input, LIF, Gate, Output)) or (isinstance(node, Pool) and node.pool == "max"):
-        return True
-    if not isinstance(node, (Conv, Linear, Add)):
-        return False
-    (reader, *others) = graph.readers(node.name)
-    if isinstance(reader, Add) and not isinstance(reader, Gate):
-        return bool(others)
-    return bool(others) or not isinstance(reader, (LIF, Output))
-
-
-def _incoming(graph: Graph, node: Node) -> list[_Connection]:
-    """The connections into a population: of each branch of the sum that it reads one."""
-    if isinstance(node, Input):
-        return []
-    if isinstance(node, Pool):
-        return [_windows(graph, node)]
-    if isinstance(node, (Conv, Linear)):
-        return [_weighted(graph, node)]
-    connections = []
-    for name in node.inputs:
-        other = graph[name]
-        if _is_population(graph, other):
-            connections.append(_identity(f"{node.name} identity", name, graph.shapes[name]))
-        else:
-            connections += _incoming(graph, other)
-    return connections
-
-
-def _identity(name: str, source: str, shape: tuple[int, ...]) -> _Connection:
-    return _Connection(name, source, torch.ones(shape), weights=shape[0], per_channel=1)
-
-
-def _windows(graph: Graph, node: Pool) -> _Connection:
-    """Max pooling of spikes: neurons that fire if anything in their window does."""
-    shape = graph.shapes[node.inputs[0]]
-    ones = torch.ones(shape[0], 1, *node.kernel)
-    fan_out = _fan_out(shape, lambda x: F.conv2d(x, ones, None, node.stride, node.padding, groups=shape[0]))
-    size = math.prod(node.kernel)
-    return _Connection(node.name, node.inputs[0], fan_out, size * shape[0], size)
-
-
-def _weighted(graph: Graph, node: Conv | Linear) -> _Connection:
-    used = (node.weight != 0).float()
-    if isinstance(node, Conv):
-        shape = graph.shapes[node.inputs[0]]
-        fan_out = _fan_out(
-            shape, lambda x: F.conv2d(x, used, None, node.stride, node.padding, node.dilation, node.groups)
-        )
-        source = node.inputs[0]
-    else:
-        source, shape = node.inputs[0], graph.shapes[node.inputs[0]]
-        while isinstance(graph[source], Flatten) or (isinstance(graph[source], Pool) and graph[source].pool == "avg"):
-            source = graph[source].inputs[0]
-            shape = graph.shapes[source]
-        pixels = math.prod(shape) // used.shape[1]  # pooled into one feature, each with a weight of its own
-        used = used.repeat_interleave(pixels, dim=1)
-        fan_out = used.sum(0).view(shape)
-    per_channel = int(used.flatten(1).sum(1).max())
-    return _Connection(node.name, source, fan_out, int(used.sum()), per_channel, isinstance(graph[source], Input))
-
-
-def _fan_out(shape: tuple[int, ...], convolve) -> Tensor:
-    """How many synapses each input of a convolution has: the gradient of the sum of its outputs."""
-    with torch.enable_grad():
+def _count(link: Link, shape: tuple[int, int, int], from_pixels: bool) -> _Synapses:
+    used = (link.weight != 0).float()
+    with torch.enable_grad():  # how many outputs an input is part of is the gradient of their sum
         x = torch.zeros(1, *shape, requires_grad=True)
-        (grad,) = torch.autograd.grad(convolve(x).sum(), x)
-    return grad[0]
+        (fan_out,) = torch.autograd.grad(link.apply(x, used).sum(), x)
+    per_channel = int(used.flatten(1).sum(1).max())
+    return _Synapses(link.source, fan_out[0], int(used.sum()), per_channel, from_pixels)
 
 
-def _cores(p: _Population, width: float = 1) -> int | None:
+def _messages(lowered: tuple[Population, ...], images: Tensor, num_steps: int) -> dict[str, Tensor]:
+    """How many messages each neuron of a population sends for one image, the mean over images."""
+    sent = {p.name: torch.zeros(p.shape, dtype=torch.float64) for p in lowered}
+    chunk = max(1, _VALUES // (num_steps * sum(math.prod(p.shape) for p in lowered)))
+    for some in images.split(chunk):
+        for name, values in evaluate(lowered, some, num_steps).items():
+            sent[name] += (values != 0).sum((0, 1)) / len(images)
+    for p in lowered:
+        if p.kind not in _OF_SPIKES:
+            sent[p.name] = torch.full(p.shape, float(num_steps))
+    return sent
+
+
+def _cores(p: _Placed, width: float = 1) -> int | None:
     """The fewest cores that hold a population, ``width`` times as wide: over how many channels each has."""
     channels, pixels = p.shape[0], math.prod(p.shape[1:])
-    if p.kind != "output":
+    if p.kind != "readout":
         channels = math.ceil(width * channels)
-    stored = sum(c.per_channel if c.from_pixels else math.ceil(width * c.per_channel) for c in p.connections)
+    stored = sum(c.per_channel if c.from_pixels else math.ceil(width * c.per_channel) for c in p.links)
     best = None
     for count in range(1, min(channels, NEURONS_PER_CORE) + 1):
         space = (BYTES_PER_CORE - count * stored * BYTES_PER_WEIGHT) // (count * BYTES_PER_NEURON)
@@ -375,15 +306,12 @@ def _cores(p: _Population, width: float = 1) -> int | None:
     return best
 
 
-def _problems(graph: Graph, populations: dict[str, _Population]):
+def _problems(placed: list[_Placed]) -> Iterator[str]:
     """What does not fit on a chip, and what would help."""
-    on_chip = [p for p in populations.values() if p.kind != "input"]
-    cores = {p.name: _cores(p) for p in on_chip}
-    for p in on_chip:
-        if p.kind == "pool" and not isinstance(graph[graph[p.name].inputs[0]], LIF):
-            yield f"{p.name}: the maximum of currents has no form in spiking neurons; stem='cifar' has no max pooling"
+    cores = {p.name: _cores(p) for p in placed}
+    for p in placed:
         if cores[p.name] is None:
-            stored = sum(c.per_channel for c in p.connections)
+            stored = sum(c.per_channel for c in p.links)
             most = BYTES_PER_CORE - BYTES_PER_NEURON
             yield (
                 f"{p.name}: one of its neurons has {stored:,} weights, and a core holds {most:,}; {most / stored:.2f} "
@@ -392,34 +320,17 @@ def _problems(graph: Graph, populations: dict[str, _Population]):
     total = sum(count or 0 for count in cores.values())
     if total <= CORES_PER_CHIP:
         return
-    largest = sorted((p for p in on_chip if cores[p.name]), key=lambda p: -cores[p.name])[:3]
+    largest = sorted((p for p in placed if cores[p.name]), key=lambda p: -cores[p.name])[:3]
     names = ", ".join(f"{p.name} {cores[p.name]}" for p in largest)
     remedies = f"{_chips(math.ceil(total / CORES_PER_CHIP))} of a larger board"
     for width in WIDTHS:
-        counts = [_cores(p, width) for p in on_chip]
+        counts = [_cores(p, width) for p in placed]
         if None not in counts and sum(counts) <= CORES_PER_CHIP:
             remedies += f", or {width:g} of the width everywhere ({sum(counts)} cores)"
             break
     else:
         remedies += ", or smaller images"
     yield f"{total} cores, and a chip has {CORES_PER_CHIP} (the largest: {names}); it takes {remedies}"
-
-
-@torch.no_grad()
-def _messages(graph: Graph, populations: dict[str, _Population], images: Tensor) -> dict[str, Tensor]:
-    """How many messages each neuron sends for one image, the mean over images, by node."""
-    always = {p.sends_as: torch.full(p.shape, float(graph.num_steps)) for p in populations.values()}
-    counted: dict[str, Tensor] = {}
-    for chunk in images.split(_CHUNK):
-        values = dict(interpret(graph, chunk).spikes)
-        for node in graph:  # sums of spikes, and what is made of spikes without weights
-            if isinstance(node, (Add, Pool)) and all(name in values for name in node.inputs):
-                xs = [values[name] for name in node.inputs]
-                values[node.name] = per_step(node.apply, xs[0]) if len(xs) == 1 else node.apply(*xs)
-        for name in always.keys() & values.keys():
-            sent = (values[name] != 0).sum((0, 1)).double() / len(images)
-            counted[name] = counted[name] + sent if name in counted else sent
-    return always | counted
 
 
 __all__ = ["ASSUMPTIONS", "Layer", "Resources", "estimate"]
