@@ -217,9 +217,7 @@ class _Lowering:
     def _neurons(self, node: LIF, value: _Value) -> _Value:
         links = self._links(value)
         group = self._group(node.name, links)
-        return self._add(
-            Population(node.name, "neurons", value.shape, links, value.bias, node.params, group=group)
-        )
+        return self._add(Population(node.name, "neurons", value.shape, links, value.bias, node.params, group=group))
 
     def _conv(self, node: Conv, value: _Value) -> _Value:
         settings = dict(stride=node.stride, padding=node.padding, dilation=node.dilation, groups=node.groups)
@@ -246,7 +244,7 @@ class _Lowering:
     def _linear(self, node: Linear, value: _Value) -> _Value:
         if value.source is None:
             raise InputError(f"{node.name} (linear) reads a current that is not pooled: train with spike_head=True")
-        channels, *size = value.source.shape
+        size = value.source.shape[1:]
         weight = node.weight.reshape(len(node.weight), -1, *([1, 1] if value.pooled else size))
         if value.pooled:
             weight = weight.expand(-1, -1, *size) / (size[0] * size[1])
@@ -277,8 +275,12 @@ class _Lowering:
         # Sums of currents are long numbers; a part of their bits is enough for the classifier.
         link = Link(value.source.name, window / window[0].numel(), groups=shape[0], exact=True, origin=node.name)
         self._add(wide := Population(f"{node.name}/wide", "wide", shape, (link,), group=f"{node.name}/wide"))
-        short = Population(node.name, "current", shape, (replace(_identity(wide, exact=True), shift=True),), group=node.name)
-        return replace(self._add(short), bias=value.bias if value.bias is None else value.bias.mean((1, 2), keepdim=True))
+        short = Population(
+            node.name, "current", shape, (replace(_identity(wide, exact=True), shift=True),), group=node.name
+        )
+        return replace(
+            self._add(short), bias=value.bias if value.bias is None else value.bias.mean((1, 2), keepdim=True)
+        )
 
     def _gate(self, node: Gate, branch: _Value, shortcut: _Value) -> _Value:
         for name, value in zip(node.inputs, (branch, shortcut), strict=True):

@@ -50,6 +50,8 @@ class LayerReport:
         saturated: weights and biases that did not fit.
         worst_current: the largest current that any input could cause, in units; 32767 are allowed.
         guaranteed: whether that is so for any input whatever, or only for what was observed, with headroom.
+        alone: share of the spikes that are the model's when the layer receives the model's own spikes, on the
+            calibration images; None where it shares its unit with other layers.
     """
 
     name: str
@@ -59,6 +61,7 @@ class LayerReport:
     saturated: int
     worst_current: int
     guaranteed: bool
+    alone: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +105,9 @@ def quantize(
         raise InputError(f"calibration images must be 8-bit pixels, a uint8 tensor [B, C, H, W], got {got}")
     graph = model if isinstance(model, Graph) else trace(model, input_size or tuple(images.shape[1:]))
     if tuple(images.shape[1:]) != graph.input.shape:
-        raise InputError(f"the network takes images {graph.input.shape}, calibration images are {tuple(images.shape[1:])}")
+        raise InputError(
+            f"the network takes images {graph.input.shape}, calibration images are {tuple(images.shape[1:])}"
+        )
     mean, std = mean or graph.metadata.get("mean"), std or graph.metadata.get("std")
     if not mean or not std:
         raise InputError(f"{graph.name}: its mean and std are not known: give them as mean=…, std=…")
@@ -141,6 +146,7 @@ class _Search:
     # The least and the most that a population can send, by channel; of wide ones in the model's units.
     reach: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     observed: set[str] = field(default_factory=set)  # populations whose reach is what was observed, with headroom
+    alone: dict[str, float] = field(default_factory=dict)  # see LayerReport
     lost: dict[str, float] = field(default_factory=dict)  # what rounding down takes of a current, on average
 
     def __post_init__(self):
@@ -202,7 +208,9 @@ class _Search:
                 break
         if not tried:
             raise InputError(f"{group}: no scale keeps its currents within 16 bits; its weights reach {largest:g}")
-        self.units[group] = min(tried)[1]
+        loss, self.units[group] = min(tried)
+        if len(members) == 1 and neurons:
+            self.alone[members[0].name] = 1 - loss / self.values[members[0].name].numel()
 
     def _fits(self, members: list[Population]) -> bool:
         """Whether no input whatever makes a current or a bias too large, with the units as they are."""
@@ -288,7 +296,10 @@ class _Search:
         if target.group not in self.units:
             self._choose(self.groups[target.group])
         unit = self.units[target.group]
-        finest = float(link.weight.abs().max()) * source / WEIGHT[1], HEADROOM * float(self.values[p.name].abs().max()) / STATE
+        finest = (
+            float(link.weight.abs().max()) * source / WEIGHT[1],
+            HEADROOM * float(self.values[p.name].abs().max()) / STATE,
+        )
         self.units[p.group] = unit / 2 ** max(0, int(np.floor(np.log2(unit / max(*finest, 1e-30)))))
 
     def _layer(self, p: Population) -> tuple[Layer, LayerReport | None]:
@@ -317,14 +328,20 @@ class _Search:
         if p.kind == "readout":
             settings |= dict(threshold=THRESHOLD[1], bias=bias)
         kind = {"neurons": "lif", "logic": "lif", "readout": "readout"}.get(p.kind, "graded")
-        inputs = [synapses for link, weight in zip(p.links, weights, strict=True) for synapses in self._synapses(p, link, weight)]
+        inputs = [
+            synapses
+            for link, weight in zip(p.links, weights, strict=True)
+            for synapses in self._synapses(p, link, weight)
+        ]
         layer = Layer(p.name, kind, p.shape, tuple(inputs), **settings)
         full = [(link.weight * (self._unit(link.source) / unit)).round() for link in p.links]
-        saturated = clipped + sum(int((a != b).sum()) for a, b, link in zip(full, weights, p.links, strict=True) if not link.exact)
+        saturated = clipped + sum(
+            int((a != b).sum()) for a, b, link in zip(full, weights, p.links, strict=True) if not link.exact
+        )
         report = LayerReport(
             p.name, unit, settings["threshold"] if p.kind == "neurons" else None,
             int(max(float(w.abs().max()) for w in weights)), saturated, int(max(-low.min(), high.max())),
-            not self.observed.intersection(link.source for link in p.links),
+            not self.observed.intersection(link.source for link in p.links), self.alone.get(p.name),
         ) if p.kind in ("neurons", "readout") else None  # fmt: skip
         return layer, report
 
@@ -344,7 +361,9 @@ class _Search:
 def _passes_on(link: Link) -> bool:
     """Whether it brings each neuron one other's output, as shortcuts do: then it costs little to have several of it."""
     weight = link.weight
-    return weight[0, 0].numel() == 1 and bool(((weight == 0) | (weight == 1)).all() and (weight.sum((1, 2, 3)) <= 1).all())
+    return weight[0, 0].numel() == 1 and bool(
+        ((weight == 0) | (weight == 1)).all() and (weight.sum((1, 2, 3)) <= 1).all()
+    )
 
 
 def _snap(unit: float, threshold: float | None) -> float:

@@ -95,7 +95,8 @@ def find_python(python: str | None = None) -> str:
             return candidate
     where = f"{python!r} has no lava-dl" if python else "no interpreter with lava-dl was found"
     raise InputError(
-        f"{where}: Lava needs Python 3.10 with `pip install 'lava-dl==0.6.0' 'numpy<2'`; name it with --python or {VARIABLE}"
+        f"{where}: Lava needs a Python 3.10 with `pip install 'lava-dl==0.6.0' 'numpy<2'`; "
+        f"name it with --python or ${VARIABLE}"
     )
 
 

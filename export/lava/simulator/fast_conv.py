@@ -1,4 +1,4 @@
-"""A model of Lava's Conv that computes the same integers as one matrix product instead of a scipy call per channel pair."""
+"""A model of Lava's Conv: the same integers, by one matrix product instead of a scipy call for each channel pair."""
 
 import numpy as np
 from lava.magma.core.decorator import implements, requires, tag

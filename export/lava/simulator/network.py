@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -265,7 +266,7 @@ def load(path: str | os.PathLike) -> LoihiNetwork:
     import h5py
 
     path = os.fspath(path)
-    if not os.path.isfile(path):
+    if not Path(path).is_file():
         raise NetworkError(f"no network file at {path!r}")
     try:
         with h5py.File(path, "r") as file:
