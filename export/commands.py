@@ -1,6 +1,7 @@
 """``snnzoo export``: what the command line says, as calls of the exporters."""
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -12,12 +13,13 @@ from torch import Tensor, nn
 from snnzoo.errors import InputError
 from snnzoo.scripting import model_kwargs
 
+ACTIVITY_IMAGES = 64
 CALIBRATION_IMAGES = 128
 PARITY_IMAGES = 8
 
 
 def add_commands(targets: argparse._SubParsersAction) -> None:
-    """Add ``graph``, ``onnx`` and ``nir``."""
+    """Add ``graph``, ``onnx``, ``nir`` and ``lava``."""
     graph = targets.add_parser("graph", help="print the network that every exporter starts from, batch norms folded")
     _add_model(graph)
     graph.add_argument("--plot", metavar="FILE", help="draw it, too: a png, svg or pdf file")
@@ -44,6 +46,35 @@ def add_commands(targets: argparse._SubParsersAction) -> None:
     nir.add_argument("--target", default="any", metavar="NAME", help="importer: any, snntorch, norse or spikingjelly")
     nir.set_defaults(command=_nir)
 
+    lava = targets.add_parser("lava", help="Lava: the integers of a Loihi 2 chip, for `snnzoo simulate`")
+    _add_model(lava)
+    _add_file(lava)
+    lava.add_argument("--calibration-split", default="train", metavar="NAME", help="(default: %(default)s)")
+    lava.add_argument("--calibration-images", type=int, default=32, metavar="N", help="(default: %(default)s)")
+    lava.set_defaults(command=_lava)
+
+
+def add_simulate(commands: argparse._SubParsersAction) -> None:
+    """Add ``simulate``."""
+    simulate = commands.add_parser("simulate", help="run a Loihi network on Lava's simulator, compare every spike")
+    add = simulate.add_argument
+    add("network", metavar="NET.h5", help="file that `snnzoo export lava` wrote")
+    add("--images", nargs="+", required=True, metavar="PATH", help="images, or folders of them")
+    add("--count", type=int, default=2, metavar="N", help="images to show, spread over them (default: %(default)s)")
+    add("--python", metavar="FILE", help="Python 3.10 with lava-dl (default: $SNNZOO_LAVA_PYTHON, .venv-lava)")
+    add("--fast", action="store_true", help="our model of Lava's convolutions, equal but faster, not Lava's own")
+    add("--num-steps", type=int, metavar="T", help="that the file has to be for")
+    simulate.set_defaults(command=_simulate)
+
+
+def add_resources(commands: argparse._SubParsersAction) -> None:
+    """Add ``resources``."""
+    resources = commands.add_parser("resources", help="estimate cores, operations, latency and energy on Loihi 2")
+    _add_model(resources)
+    _add_data(resources, f"{ACTIVITY_IMAGES} images from all over it tell how active the neurons are")
+    resources.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    resources.set_defaults(command=_resources, batch_size=ACTIVITY_IMAGES)
+
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
@@ -60,10 +91,15 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 def _add_file(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-o", "--output", required=True, metavar="FILE")
-    add("--data-dir", metavar="DIR", help="images to compare on and to measure the accuracy, before and after")
+    _add_data(parser, "images to compare on and to measure the accuracy, before and after")
+    add("-b", "--batch-size", type=int, default=64, metavar="N", help="for the accuracy (default: %(default)s)")
+
+
+def _add_data(parser: argparse.ArgumentParser, what: str) -> None:
+    add = parser.add_argument
+    add("--data-dir", metavar="DIR", help=what)
     add("--dataset", metavar="NAME", default="", help="timm's names: torch/…, hfds/…; a folder or tar if empty")
     add("--split", metavar="NAME", default="validation", help="(default: %(default)s)")
-    add("-b", "--batch-size", type=int, default=64, metavar="N", help="for the accuracy (default: %(default)s)")
 
 
 def _model(args: argparse.Namespace) -> nn.Module:
@@ -117,6 +153,61 @@ def _nir(args: argparse.Namespace) -> None:
     _export(partial(export_nir, model, args.output, args.input_size, target=args.target, **_on_data(args, model)))
 
 
+def _resources(args: argparse.Namespace) -> None:
+    from snnzoo.export.lava.resources import estimate
+    from snnzoo.export.trace import trace
+
+    model = _model(args)
+    graph, images = trace(model, args.input_size), None
+    if args.data_dir or args.dataset:
+        images = torch.cat(list(_spread(*_data(args, model, args.split), ACTIVITY_IMAGES)))
+    result = estimate(graph, images)
+    print(json.dumps(result.to_dict(), indent=2) if args.json else result.table().rstrip())
+
+
+def _lava(args: argparse.Namespace) -> None:
+    from snnzoo import data
+    from snnzoo.export.lava.export import export_lava
+
+    if not (args.data_dir or args.dataset):
+        raise InputError("scales are chosen on images: give --data-dir")
+    model = _model(args)
+    options = _on_data(args, model)
+    config = data.data_config({"input_size": args.input_size}, model, args.dataset)
+    preprocessing = {key: config[key] for key in ("mean", "std", "interpolation", "crop_pct")}
+    splits = [(args.calibration_split, args.calibration_images), (args.split, PARITY_IMAGES)]
+    calibration, images = (_pixels(_data(args, model, split)[0], count) for split, count in splits)
+    _export(
+        partial(
+            export_lava, model, args.output, calibration, args.input_size, images=images, preprocessing=preprocessing,
+            accuracy=options["accuracy"], labels=options["labels"],
+        )
+    )  # fmt: skip
+
+
+def _simulate(args: argparse.Namespace) -> None:
+    from snnzoo.export.lava import MismatchError, find_python, open_network, simulate
+    from snnzoo.export.lava.export import read_images
+
+    network = open_network(args.network, args.num_steps)
+    images, files = read_images(network, args.images, args.count)
+    python = find_python(args.python)
+    try:
+        result = simulate(args.network, images, python, args.fast)
+    except MismatchError as error:
+        print(f"snnzoo: error: {error}", file=sys.stderr)
+        sys.exit(1)
+    for match in result["matches"][:-1]:
+        print(f"{match.layer:<28}{match.spikes:>12,} spikes of {match.chances:>12,}: equal")
+    print("logits: equal")
+    labels = network.metadata.get("labels")
+    for file, logits in zip(files, result["logits"], strict=True):
+        best = int(logits.argmax())
+        print(f"{file}: {labels[best] if labels else best}")
+    first, *others = result["run"].seconds
+    print(f"{network.num_steps} steps per image, {sum(others) / len(others):.2f} s a step, {first:.1f} s to start")
+
+
 def _export(export: Callable[[], dict]) -> None:
     from snnzoo.export.parity import ParityError
     from snnzoo.export.report import as_text
@@ -161,6 +252,13 @@ def _on_data(args: argparse.Namespace, model: nn.Module) -> dict:
 
     images = torch.cat(list(_spread(dataset, loader, PARITY_IMAGES)))
     return {"images": images, "accuracy": accuracy, "labels": class_names(dataset)}
+
+
+def _pixels(dataset, count: int) -> Tensor:
+    """The same as pixels ``[count, C, H, W]``, uint8, before they are normalised."""
+    step = max(1, len(dataset) // count)
+    indices = range(0, min(len(dataset), step * count), step)
+    return torch.stack([torch.as_tensor(dataset[index][0]) for index in indices])
 
 
 def _spread(dataset, loader, count: int) -> Iterator[Tensor]:

@@ -33,14 +33,14 @@ def new_file(path: str | Path) -> Iterator[Path]:
         yield temporary
 
 
-def make_report(graph: Graph, target: str, path: str | Path, parity: Parity, **more: Any) -> dict[str, Any]:
+def make_report(graph: Graph, target: str, path: str | Path, parity: Parity | None, **more: Any) -> dict[str, Any]:
     """The report of an export.
 
     Args:
         graph: what was exported.
         target: the format.
         path: of the file.
-        parity: with the model, in the format's engine.
+        parity: with the model, in the format's engine; None where the format computes something else by its nature.
         **more: what the format adds.
     """
     neurons = sorted({(n.params.decay, n.params.threshold, n.params.reset) for n in graph.lifs})
@@ -54,7 +54,7 @@ def make_report(graph: Graph, target: str, path: str | Path, parity: Parity, **m
         "parameters": graph.num_parameters,
         **graph.metadata,
         **more,
-        "parity": parity.to_dict(),
+        "parity": parity and parity.to_dict(),
         "folded": list(graph.folded),
         "changed": list(graph.changed),
         "layers": [
@@ -91,13 +91,15 @@ def as_text(report: dict[str, Any]) -> str:
     for neuron in report["neurons"]:
         lines += [f"neurons     decay {neuron['decay']:g}, threshold {neuron['threshold']:g}, {neuron['reset']} reset"]
     lines += [f"changed     {change}" for change in report["changed"]]
-    lines += [
-        f"parity      {parity['images']} {report.get('parity_images', 'images')}: {parity['differing']} of "
-        f"{parity['neuron_steps']:,} spikes differ on equal inputs, {parity['ties']} of them ties at the threshold; "
-        f"logits by {parity['logits']:.1e} of the largest; same class for {parity['same_top1']}"
-    ]
-    if parity["neuron_steps"]:
+    if parity:
+        lines += [
+            f"parity      {parity['images']} {report.get('parity_images', 'images')}: {parity['differing']} of "
+            f"{parity['neuron_steps']:,} spikes differ on equal inputs, {parity['ties']} of them ties at the "
+            f"threshold; logits by {parity['logits']:.1e} of the largest; same class for {parity['same_top1']}"
+        ]
+    if parity and parity["neuron_steps"]:
         lines += [f"firing rate {100 * parity['spikes'] / parity['neuron_steps']:.2f} % of neurons at a step"]
+    lines += report.get("summary", [])
     for name, accuracy in report.get("accuracy", {}).items():
         lines += [
             f"accuracy    {name}: {accuracy:.2f} %"

@@ -95,6 +95,18 @@ def hub():
     server.stop()
 
 
+@pytest.fixture(scope="session")
+def lava_python():
+    """A Python that can import Lava and snnzoo; tests that ask for it are marked ``lava``."""
+    from snnzoo import InputError
+    from snnzoo.export.lava.interpreter import LAVA, find_interpreter
+
+    try:
+        return find_interpreter(needs=(*LAVA, "snnzoo"))
+    except InputError as error:
+        pytest.skip(str(error))
+
+
 @pytest.fixture
 def compiled():
     """Run a test with compiled neurons."""

@@ -1,0 +1,103 @@
+"""The processes of a network, with Lava's own models wherever Lava has one.
+
+Tensors are ``(W, H, C)`` there, weights ``(C_out, W, H, C_in)``, and its convolution flips the kernel, which ours does
+not.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from lava.magma.core.process.process import AbstractProcess
+from lava.proc.conv.process import Conv
+from lava.proc.graded.process import GradedVec
+from lava.proc.io.sink import Read
+from lava.proc.io.sink import RingBuffer as Sink
+from lava.proc.io.source import RingBuffer as Source
+from lava.proc.lif.process import LIFReset
+from lava.proc.sparse.process import Sparse
+from scipy.sparse import identity
+
+from .network import Layer, LoihiNetwork, Synapses
+from .soft_lif.process import SoftLIFReset
+
+NO_CURRENT_DECAY = 4095  # du: what is left of the synaptic current after a step is nothing
+MESSAGE_BITS = 24  # of what is not a plain spike
+
+
+@dataclass
+class Processes:
+    """What :func:`build` made.
+
+    Attributes:
+        start: any of the connected processes; running it runs them all.
+        sinks: of the recorded layers by name, ``[W, H, C, steps]``.
+        readout: reads the readout's state at the last step of each image.
+        num_steps: how many steps the images take, until the last answer.
+    """
+
+    start: AbstractProcess
+    readout: Read
+    num_steps: int
+    sinks: dict[str, Sink] = field(default_factory=dict)
+
+
+def build(network: LoihiNetwork, images: np.ndarray, record: tuple[str, ...]) -> Processes:
+    """Connect the processes that show ``images`` one after the other, each for T steps.
+
+    Args:
+        network: what to build.
+        images: ``[B, C, H, W]``, uint8.
+        record: names of the layers whose spikes to keep.
+    """
+    steps = network.num_steps
+    num_steps = len(images) * steps + network.depths[network.readout.name]
+    pixels = np.repeat(network.pixels(images), steps, axis=0)
+    first = Source(data=pixels.transpose(3, 2, 1, 0))
+    outputs = {network.layers[0].name: first.s_out}
+    for layer in network.layers[1:]:
+        neurons = _neurons(network, layer)
+        for synapses in layer.inputs:
+            _connect(network, synapses, outputs[synapses.source], neurons)
+        outputs[layer.name] = neurons.s_out
+    depth = network.depths[network.readout.name]
+    read = Read(buffer=len(images) + depth // steps + 1, interval=steps, offset=(depth - 1) % steps)
+    read.connect_var(neurons.v)
+    processes = Processes(first, read, num_steps)
+    for name in record:
+        width_first = network[name].shape[::-1]
+        processes.sinks[name] = Sink(shape=width_first, buffer=num_steps)
+        outputs[name].connect(processes.sinks[name].a_in)
+    return processes
+
+
+def _neurons(network: LoihiNetwork, layer: Layer) -> AbstractProcess:
+    shape = layer.shape[::-1]
+    if layer.kind == "graded":
+        return GradedVec(shape=shape, vth=0)
+    process = SoftLIFReset if layer.reset == "soft" else LIFReset
+    return process(
+        shape=shape, du=NO_CURRENT_DECAY, dv=layer.decay, vth=layer.threshold,
+        bias_mant=layer.bias_map().T.astype(int), bias_exp=layer.bias_exp,
+        # Lava's time starts at 1: the first step whose input is an image's starts from zero.
+        reset_interval=network.num_steps, reset_offset=network.depths[layer.name] + 1,
+    )  # fmt: skip
+
+
+def _connect(network: LoihiNetwork, synapses: Synapses, source, neurons: AbstractProcess) -> None:
+    layer = network[synapses.source]
+    shape = layer.shape[::-1]
+    if synapses.shift:  # of the stock connections only these shift right what they have added up
+        size = int(np.prod(shape))
+        weights = identity(size, dtype=np.int32, format="csr")
+        shifter = Sparse(weights=weights, weight_exp=-synapses.shift, num_message_bits=MESSAGE_BITS)
+        source.flatten().connect(shifter.s_in)
+        shifter.a_out.reshape(new_shape=shape).connect(neurons.a_in)
+        return
+    weight = synapses.weight.astype(int)[:, :, ::-1, ::-1].transpose(0, 3, 2, 1)
+    conv = Conv(
+        weight=np.ascontiguousarray(weight), input_shape=shape, stride=synapses.stride[::-1],
+        padding=synapses.padding[::-1], dilation=synapses.dilation[::-1], groups=synapses.groups,
+        num_message_bits=0 if layer.kind == "lif" else MESSAGE_BITS,
+    )  # fmt: skip
+    source.connect(conv.s_in)
+    conv.a_out.connect(neurons.a_in)

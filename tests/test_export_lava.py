@@ -1,0 +1,461 @@
+"""Loihi: integers, their file, and Lava's simulator, which has to fire what was predicted."""
+
+import os
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from snnzoo import InputError, LIFParams, cli
+from snnzoo.export import graph as g
+from snnzoo.export.importers import lively
+from snnzoo.export.interpret import interpret
+from snnzoo.export.lava import (
+    Layer,
+    LoihiNetwork,
+    MismatchError,
+    Synapses,
+    compare,
+    find_python,
+    open_network,
+    quantize,
+    run_simulator,
+    simulate,
+    simulate_integer,
+)
+from snnzoo.export.lava.lower import evaluate, lower, pixel_offset
+from snnzoo.export.lava.simulator.network import NetworkError, load, save
+from snnzoo.export.trace import trace
+
+h5py = pytest.importorskip("h5py")
+
+SMALL = dict(depths=(1, 1), channels=(4, 8), num_classes=10)
+CASES = {  # name: (model, arguments, size of the images)
+    "resnet20": ("snn_resnet20_t2", {}, 8),
+    "resnet20, pad, hard": ("snn_resnet20_t4", dict(shortcut="pad", reset="hard"), 8),
+    "resnet19": ("snn_resnet19_t2", {}, 8),
+    "resnet34": ("snn_resnet34_t2", {}, 16),
+    "preact": ("snn_preact_resnet18_t2", dict(stem="cifar", depths=(1, 2)), 8),
+    "preact, hard": ("snn_preact_resnet18_t4", dict(stem="cifar", reset="hard", spike_head=True), 8),
+    "sew": ("snn_sew_resnet18_t4", {}, 24),
+    "sew, and": ("snn_sew_resnet18_t2", dict(connect="and", reset="hard"), 24),
+    "sew, iand": ("snn_sew_resnet18_t2", dict(connect="iand"), 24),
+    "vgg": ("snn_vgg11_t2", dict(reset="hard"), 8),
+}
+
+
+def pixels(count, size, seed=0):
+    """Noise, at every strength, as 8-bit images."""
+    return torch.randint(
+        0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
+
+
+def graph_of(case):
+    name, kwargs, size = CASES[case]
+    return trace(lively(name, **{**SMALL, **kwargs}), (3, size, size)), size
+
+
+@pytest.fixture(scope="module")
+def quantized():
+    """Networks by case, made once."""
+    made = {}
+
+    def get(case):
+        if case not in made:
+            graph, size = graph_of(case)
+            made[case] = quantize(graph, pixels(16, size, seed=1)), graph, pixels(2, size, seed=2)
+        return made[case]
+
+    return get
+
+
+def float_images(graph, images):
+    mean, std = (torch.tensor(graph.metadata[key])[:, None, None] for key in ("mean", "std"))
+    return (images / 255 - mean) / std
+
+
+# --- the populations, in real numbers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_populations_compute_the_graph(case):
+    graph, size = graph_of(case)
+    graph.metadata.update(mean=(0.481, 0.45, 0.4), std=(0.2, 0.25, 0.3))  # the mean is no whole pixel: borders differ
+    images = pixels(4, size)
+    expected = interpret(graph, float_images(graph, images))
+    populations = lower(graph, graph.metadata["mean"], graph.metadata["std"])
+    offset = pixel_offset(graph.metadata["mean"]).float()[:, None, None]
+    got = evaluate(populations, images - offset, graph.num_steps)
+    for name, spikes in expected.spikes.items():
+        assert torch.equal(got[name].reshape(spikes.shape), spikes)
+    torch.testing.assert_close(got["logits"].mean(0).flatten(1), expected.logits, rtol=1e-4, atol=1e-5)
+
+
+def add_of(*nodes, shape=(3, 8, 8)):
+    return g.Graph((g.Input("images", (), shape), *nodes), metadata=dict(mean=(0.5,) * 3, std=(0.2,) * 3))
+
+
+def conv(name="conv", reads="images", bias=0.0):
+    return g.Conv(name, (reads,), torch.randn(3, 3, 3, 3), torch.full((3,), bias), padding=(1, 1))
+
+
+LIF = g.LIF("lif", ("conv",), LIFParams())
+
+
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [
+        ((conv(), g.ReLU("act", ("conv",)), g.Output("out", ("act",))), "has no LIF layer"),
+        ((conv(), LIF, g.ReLU("act", ("lif",)), g.Output("out", ("act",))), r"act \(relu\).*an ANN's activation"),
+        ((conv(), g.Pool("p", ("conv",), "max", (2, 2), (2, 2)), g.LIF("lif", ("p",), LIFParams()),
+          g.Output("out", ("lif",))), r"p \(max pooling\).*stem='cifar'"),
+        ((conv(), LIF, g.Pool("p", ("lif",), "avg", (2, 2), (2, 2)), g.Output("out", ("p",))), "only that of the whole"),
+        ((conv(), LIF, g.Add("add", ("lif", "lif")), g.Gate("gate", ("lif", "add"), gate="and"),
+          g.Output("out", ("gate",))), r"gate \(and\) needs plain spikes, add sends"),
+    ],
+)  # fmt: skip
+def test_what_neurons_cannot_do_is_named(nodes, message):
+    with pytest.raises(InputError, match=message):
+        quantize(add_of(*nodes), pixels(2, 8))
+
+
+# --- the integers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["resnet20", "preact", "sew"])
+def test_integers_lose_little(quantized, case):
+    result, graph, images = quantized(case)
+    run = simulate_integer(result.network, images)
+    model = interpret(graph, float_images(graph, images))
+    for name, spikes in model.spikes.items():
+        assert float((run.spikes[name].reshape(spikes.shape) == spikes).double().mean()) > 0.75, name
+    assert not run.overflows
+    for report in result.layers:
+        assert report.alone is None or report.alone > 0.98
+        assert report.worst_current <= 32767
+        assert report.largest_weight > 3 or report.alone is None
+
+
+def test_threshold_is_the_models_rule():
+    """A current of exactly Vth fires, one 64th of a unit less does not, whatever the threshold."""
+    images = pixels(1, 8)
+    for threshold in (0.5, 1.0, 1.7):
+        lif = g.LIF("lif", ("conv",), LIFParams(threshold=threshold, decay=0.0))
+        head = g.Conv("head", ("lif",), torch.ones(1, 3, 8, 8), torch.zeros(1))
+        network = quantize(add_of(conv(), lif, head, g.Output("out", ("head",))), images).network
+        layer = network["lif"]
+        least = 64 * layer.threshold + 1
+        assert least / 64 * layer.scale == pytest.approx(threshold, rel=1e-12)
+
+
+def by_hand(network, image):
+    """One image through the network in whole numbers, written down once more: loops, no library."""
+    values = {network.layers[0].name: [network.pixels(image[None])[0].astype(object)] * network.num_steps}
+    for layer in network.layers[1:]:
+        sums = [np.zeros(layer.shape, object) for _ in range(network.num_steps)]
+        for s in layer.inputs:
+            for step, x in enumerate(values[s.source]):
+                if s.shift:
+                    sums[step] = sums[step] + x // 2**s.shift
+                    continue
+                (ph, pw), (sh, sw) = s.padding, s.stride
+                padded = np.pad(x, ((0, 0), (ph, ph), (pw, pw)))
+                outs, ins, kh, kw = s.weight.shape
+                for o in range(outs):
+                    first = o // (outs // s.groups) * ins
+                    for i, j in np.ndindex(layer.shape[1:]):
+                        window = padded[first : first + ins, i * sh : i * sh + kh, j * sw : j * sw + kw]
+                        sums[step][o, i, j] += int((window * s.weight[o].astype(object)).sum())
+        if layer.kind == "graded":
+            values[layer.name] = sums
+            continue
+        v, spikes = np.zeros(layer.shape, object), []
+        bias = layer.bias_map().astype(object) * 2**layer.bias_exp
+        for current in sums:
+            v = np.vectorize(lambda a, k: (abs(a) * k // 4096) * (1 if a > 0 else -1), otypes=[object])(
+                v, 4096 - layer.decay
+            )
+            v = v + 64 * current + bias
+            fired = v > 64 * layer.threshold
+            spikes.append(fired.astype(object) * 1)
+            v = np.where(fired, v - 64 * layer.threshold - 1 if layer.reset == "soft" else 0, v)
+        values[layer.name] = spikes
+    return v.ravel(), values
+
+
+@pytest.mark.parametrize("case", ["resnet20", "preact, hard", "sew, iand"])
+def test_reference_against_plain_loops(quantized, case):
+    result, _, images = quantized(case)
+    image = images[:1]
+    if case == "sew, iand":
+        pytest.importorskip("numpy")
+    run = simulate_integer(result.network, image)
+    readout, values = by_hand(result.network, image[0].numpy())
+    assert readout.tolist() == run.readout[0].tolist()
+    for name, spikes in run.spikes.items():
+        assert (np.stack(values[name]).astype(int) == spikes[:, 0].numpy()).all()
+
+
+def test_overflows_are_counted():
+    network = tiny(weight=np.full((2, 3, 1, 1), 127, np.int8))
+    run = simulate_integer(network, np.full((1, 3, 2, 2), 255, np.uint8))
+    assert run.overflows == {"a": (network.num_steps * 8, 0)}
+
+
+def test_scales_stay_finite():
+    graph = add_of(
+        conv(), LIF, g.Conv("head", ("lif",), torch.ones(1, 3, 8, 8), torch.zeros(1)), g.Output("o", ("head",))
+    )
+    graph["conv"].weight[0, 0, 0, 0] = float("inf")
+    with pytest.raises(InputError, match=r"conv \(conv\) has weights that are not finite"):
+        quantize(graph, pixels(2, 8))
+    graph["conv"].weight.fill_(1e30)
+    with pytest.raises(InputError, match="lif: no scale keeps its currents within 16 bits; its weights reach"):
+        quantize(graph, pixels(2, 8))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.rand(2, 3, 8, 8), "must be 8-bit pixels, a uint8 tensor .*float32"),
+        (torch.zeros(0, 3, 8, 8, dtype=torch.uint8), "must be 8-bit pixels"),
+        (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), r"takes images \(3, 8, 8\), calibration images are \(1, 8, 8\)"),
+    ],
+)
+def test_calibration_images_are_checked(images, message):
+    with pytest.raises(InputError, match=message):
+        quantize(graph_of("vgg")[0], images)
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+def tiny(weight=None, **changes):
+    """Pixels, two neurons, a readout."""
+    weight = np.ones((2, 3, 1, 1), np.int8) if weight is None else weight
+    neurons = Layer(
+        "a", "lif", (2, 2, 2), (Synapses("images", weight),), np.zeros(2, np.int16), threshold=5, decay=3277
+    )
+    readout = Layer("out", "readout", (1, 1, 1), (Synapses("a", np.ones((1, 2, 2, 2), np.int8)),), threshold=131071)
+    layers = (Layer("images", "input", (3, 2, 2)), replace(neurons, **changes), readout)
+    return LoihiNetwork(layers, 2, np.zeros(3, np.int16), "tiny", {"mean": [0.5] * 3, "std": [0.2] * 3})
+
+
+@pytest.mark.parametrize("case", ["preact", "sew", "vgg"])
+def test_file_gives_the_network_back(quantized, case, tmp_path):
+    network = quantized(case)[0].network
+    save(network, tmp_path / "net.h5")
+    back = load(tmp_path / "net.h5")
+    assert (back.num_steps, back.model, back.metadata) == (network.num_steps, network.model, network.metadata)
+    assert back.depths == network.depths and back.sequential == network.sequential == (case == "vgg")
+    images = quantized(case)[2]
+    assert torch.equal(simulate_integer(back, images).readout, simulate_integer(network, images).readout)
+    for ours, theirs in zip(network, back, strict=True):
+        for field in ("name", "kind", "shape", "threshold", "decay", "bias_exp", "reset", "scale", "spikes"):
+            assert getattr(ours, field) == getattr(theirs, field)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(threshold=1 << 17), r"'a': threshold must be whole and within \(0, 131071\), got \[131072\]"),
+        (dict(decay=4096), "'a': decay must be whole"),
+        (dict(bias=np.array([5000, 0])), r"'a': bias must be whole and within \(-4096, 4095\), got \[5000\]"),
+        (dict(bias_exp=8), "'a': bias exponent"),
+        (dict(reset="none"), "reset must be 'hard' or 'soft', got 'none'"),
+        (dict(shape=(2, 3, 3)), r"'a' has shape \(2, 3, 3\), 'images' brings it \(2, 2, 2\)"),
+        (dict(inputs=()), "'a' reads nothing"),
+        (dict(inputs=(Synapses("b", np.ones((2, 3, 1, 1), np.int8)),)), "reads 'b', which is no layer before it"),
+        (dict(inputs=(Synapses("images", np.ones((2, 3, 1, 1))),)), "weights must be int8, got float64"),
+    ],
+)
+def test_what_the_chip_cannot_hold_is_named(changes, message):
+    with pytest.raises(NetworkError, match=message):
+        tiny(**changes)
+
+
+def test_bad_files_are_named(tmp_path):
+    good = tmp_path / "net.h5"
+    save(tiny(), good)
+    for bad, damage, message in (
+        ("none.h5", None, "no network file at"),
+        ("cut.h5", lambda path: path.write_bytes(good.read_bytes()[:3000]), "cannot be read, it is damaged"),
+        ("text.h5", lambda path: path.write_text("hello"), "cannot be read, it is damaged or no HDF5 file"),
+        ("other.h5", lambda path: h5py.File(path, "w").close(), "none that `snnzoo export lava` wrote"),
+        ("old.h5", lambda path: _with_version(good, path, 0), "has version 0 of the format, this snnzoo reads 1"),
+        ("less.h5", lambda path: _without_layer(good, path), "cannot be read, it is damaged"),
+    ):
+        path = tmp_path / bad
+        if damage:
+            damage(path)
+        with pytest.raises(InputError, match=message):
+            open_network(path)
+    with pytest.raises(InputError, match="is for 2 time steps, not 4: .* --num-steps 4"):
+        open_network(good, num_steps=4)
+    with pytest.raises(
+        InputError, match=r"must be 8-bit pixels \(uint8\) of shape .B, 3, 2, 2., got uint8 .1, 3, 4, 4."
+    ):
+        simulate_integer(open_network(good), np.zeros((1, 3, 4, 4), np.uint8))
+
+
+def _with_version(source, path, version):
+    path.write_bytes(source.read_bytes())
+    with h5py.File(path, "r+") as file:
+        file.attrs["version"] = version
+
+
+def _without_layer(source, path):
+    path.write_bytes(source.read_bytes())
+    with h5py.File(path, "r+") as file:
+        del file["layer/1/edge/0/weight"]
+
+
+# --- the simulator ----------------------------------------------------------------------------------------------------
+
+
+def test_interpreter_without_lava(tmp_path, monkeypatch):
+    monkeypatch.delenv("SNNZOO_LAVA_PYTHON", raising=False)
+    empty = tmp_path / "python"
+    empty.write_text("#!/bin/sh\nexit 1\n")
+    empty.chmod(0o755)
+    with pytest.raises(InputError, match="python' has no lava-dl: Lava needs a Python 3.10"):
+        find_python(str(empty))
+    with pytest.raises(InputError, match="cannot be run as Python .*name another with --python"):
+        find_python(str(tmp_path / "nothing"))
+    monkeypatch.setenv("SNNZOO_LAVA_PYTHON", str(empty))
+    with pytest.raises(InputError, match="has no lava-dl"):
+        find_python()
+
+
+@pytest.fixture(scope="session")
+def python():
+    """An interpreter with Lava, or the reason why there is none."""
+    try:
+        return find_python()
+    except InputError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.slow
+@pytest.mark.lava
+@pytest.mark.parametrize("case", ["resnet20, pad, hard", "resnet20", "preact", "sew", "sew, iand"])
+def test_simulator_fires_what_was_predicted(quantized, case, python, tmp_path):
+    result, _, images = quantized(case)
+    save(result.network, tmp_path / "net.h5")
+    simulated = simulate(tmp_path / "net.h5", images, python)
+    assert all(match.differing == 0 for match in simulated["matches"])
+    assert all(0 < match.spikes < match.chances for match in simulated["matches"][:-1])
+    assert simulated["matches"][-1].layer == "logits"
+    torch.testing.assert_close(simulated["logits"], simulate_integer(result.network, images).logits)
+
+
+@pytest.mark.slow
+@pytest.mark.lava
+def test_one_weight_changed_by_one_is_found(quantized, python, tmp_path):
+    result, _, images = quantized("resnet20, pad, hard")
+    save(result.network, tmp_path / "net.h5")
+    predicted = simulate_integer(result.network, images)
+    with h5py.File(tmp_path / "net.h5", "r+") as file:
+        names = [file[f"layer/{i}"].attrs["name"] for i in range(len(file["layer"]))]
+        weight = file[f"layer/{names.index('layer2.0.act1')}/edge/0/weight"]
+        weight[0, 0, 1, 1] = weight[0, 0, 1, 1] + 1
+    matches = compare(predicted, run_simulator(tmp_path / "net.h5", images, python, fast=True))
+    wrong = [match.layer for match in matches if match.differing]
+    assert wrong[0] == "layer2.0.act1" and "act1" not in wrong and "layer1.0.act2" not in wrong
+    first = next(match.first for match in matches if match.first)
+    assert first.neuron[0] == 0 and first.predicted != first.simulated
+    assert f"layer2.0.act1: image {first.image}, step {first.step}, neuron {first.neuron}: predicted" in str(first)
+
+
+@pytest.mark.slow
+@pytest.mark.lava
+def test_stock_netx_loads_vgg(quantized, python, tmp_path):
+    result, _, images = quantized("vgg")
+    save(result.network, tmp_path / "net.h5")
+    np.save(tmp_path / "pixels.npy", result.network.pixels(images.numpy()))
+    script = Path(__file__).with_name("lava_netx.py")
+    arguments = [tmp_path / "net.h5", tmp_path / "pixels.npy", tmp_path / "out.npz", result.network.num_steps]
+    done = subprocess.run(
+        [python, script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    run, out = simulate_integer(result.network, images), np.load(tmp_path / "out.npz")
+    assert (out["states"] == run.readout.numpy()).all()
+    last = run.spikes["layer2.0.act1"].transpose(0, 1).flatten(0, 1).numpy()
+    assert (out["spikes"] == last).all() and 0 < last.mean() < 1
+
+
+@pytest.mark.slow
+@pytest.mark.lava
+def test_fast_convolution_is_lavas(python, tmp_path):
+    script = tmp_path / "check.py"
+    script.write_text(
+        "import numpy as np\n"
+        "from lava.proc.conv import utils\n"
+        "from simulator.fast_conv import convolve\n"
+        "r = np.random.default_rng(0)\n"
+        "for groups, ins, outs, kernel, stride, padding, dilation in [\n"
+        "    (1, 3, 5, (3, 3), (1, 1), (1, 1), (1, 1)), (1, 4, 6, (1, 1), (2, 2), (0, 0), (1, 1)),\n"
+        "    (4, 4, 4, (3, 2), (2, 1), (1, 0), (1, 1)), (2, 4, 6, (3, 3), (1, 2), (2, 1), (2, 1)),\n"
+        "    (1, 3, 2, (7, 7), (2, 2), (3, 3), (1, 1)),\n"
+        "]:\n"
+        "    x = r.integers(-300, 300, (9, 8, ins))\n"
+        "    w = r.integers(-128, 128, (outs, *kernel, ins // groups)).astype(np.int32)\n"
+        "    args = (kernel, stride, padding, dilation, groups)\n"
+        "    assert (utils.conv(x, w, *args) == convolve(x, w, *args[1:])).all(), args\n"
+    )
+    folder = Path(cli.__file__).parents[1] / "export/lava"
+    done = subprocess.run(
+        [python, script], env=os.environ | {"PYTHONPATH": str(folder)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.lava
+def test_commands(digits, python, tmp_path, capsys):
+    net = tmp_path / "net.h5"
+    model = ["snn_vgg11_t2", "--model-kwargs", "depths=(1,)", "channels=(8,)", "reset=hard", "--input-size", *"388"]
+    cli.main(["export", "lava", *model, "--data-dir", str(digits), "-o", str(net), "--calibration-images", "8"])
+    said = capsys.readouterr().out
+    assert "stock netx loads it" in said and "Loihi integers" in said
+    assert net.with_suffix(".h5.json").is_file() and net.with_suffix(".h5.txt").is_file()
+    cli.main(
+        ["simulate", str(net), "--images", str(digits / "validation"), "--count", "2", "--python", python, "--fast"]
+    )
+    said = capsys.readouterr().out
+    assert "layer1.0.act1" in said and "logits: equal" in said and "a step" in said
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["simulate", str(net), "--images", str(tmp_path / "none"), "--python", python])
+    assert stop.value.code == 2 and "no image or folder at" in capsys.readouterr().err
+
+
+def test_mismatch_is_an_error(monkeypatch, tmp_path):
+    """What the simulator says otherwise ends the command, named."""
+    from snnzoo.export.lava import runner
+
+    network, images = tiny(), np.arange(12, dtype=np.uint8).reshape(1, 3, 2, 2)
+    save(network, tmp_path / "net.h5")
+    predicted = simulate_integer(replace_spikes(network), images)
+    run = runner.SimulatorRun(predicted.readout + 1, {}, [1.0, 1.0], "python")
+    monkeypatch.setattr(runner, "run_simulator", lambda *args: run)
+    with pytest.raises(
+        MismatchError, match=r"fires otherwise than predicted in logits \(1\); first logits: image 0, step 0"
+    ):
+        simulate(tmp_path / "net.h5", images)
+
+
+def replace_spikes(network):
+    return network
+
+
+def test_export_needs_images():
+    with pytest.raises(SystemExit):
+        cli.main(["export", "lava", "snn_vgg11_t2", "-o", "x.h5"])
