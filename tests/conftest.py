@@ -32,7 +32,7 @@ from safetensors.torch import save_file  # noqa: E402
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # the scripts, which are not part of the package
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
 
 @pytest.fixture(autouse=True)

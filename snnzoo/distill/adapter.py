@@ -8,9 +8,9 @@ from torch import Tensor, nn
 class Adapter(nn.Module):
     """Two 1x1 convolutions with batch norm and ReLU between, and resampling where the maps differ in size.
 
-    Shrinking is by adaptive average pooling, before the convolutions; growing is bilinear, after them. Where student and
-    teacher are of one width it begins as the identity, up to scale: the convolutions pass each channel on, and the norm
-    between them lifts what is less than two standard deviations below the mean above the ReLU's zero.
+    Shrinking is by adaptive average pooling, before the convolutions; growing is bilinear, after them. Where student
+    and teacher are of one width it begins as the identity, up to scale: the convolutions pass each channel on, and the
+    norm between them lifts what is less than two standard deviations below the mean above the ReLU's zero.
 
     Args:
         in_shape: ``(C, H, W)`` of the student's feature map.
