@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from timm.utils import ParseKwargs
 from torch import Tensor, nn
 
 from snnzoo.errors import InputError
-from snnzoo.scripting import model_kwargs
+from snnzoo.model_options import add_data, add_model, make_model, open_data
 
 CALIBRATION_IMAGES = 128
 PARITY_IMAGES = 8
@@ -19,12 +18,12 @@ PARITY_IMAGES = 8
 def add_commands(targets: argparse._SubParsersAction) -> None:
     """Add ``graph``, ``onnx`` and ``nir``."""
     graph = targets.add_parser("graph", help="print the network that every exporter starts from, batch norms folded")
-    _add_model(graph)
+    add_model(graph)
     graph.add_argument("--plot", metavar="FILE", help="draw it, too: a png, svg or pdf file")
     graph.set_defaults(command=_graph)
 
     onnx = targets.add_parser("onnx", help="ONNX: images in, averaged logits out; checked in onnxruntime")
-    _add_model(onnx)
+    add_model(onnx)
     _add_file(onnx)
     onnx.add_argument(
         "--mode",
@@ -39,52 +38,23 @@ def add_commands(targets: argparse._SubParsersAction) -> None:
     onnx.set_defaults(command=_onnx)
 
     nir = targets.add_parser("nir", help="NIR: for other simulators of spiking networks")
-    _add_model(nir)
+    add_model(nir)
     _add_file(nir)
     nir.add_argument("--target", default="any", metavar="NAME", help="importer: any, snntorch, norse or spikingjelly")
     nir.set_defaults(command=_nir)
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("model", help="name of a zoo model")
-    add("--checkpoint", metavar="FILE", help="its weights")
-    add("--pretrained", action="store_true", help="its pretrained weights")
-    add("--num-classes", type=int, metavar="N")
-    add("--in-chans", type=int, metavar="N")
-    add("--num-steps", type=int, metavar="T", help="time steps (default: the model's)")
-    add("--model-kwargs", nargs="*", default={}, action=ParseKwargs, metavar="K=V")
-    add("--input-size", nargs=3, type=int, metavar="N", help="channels, height, width")
-
-
 def _add_file(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-o", "--output", required=True, metavar="FILE")
-    add("--data-dir", metavar="DIR", help="images to compare on and to measure the accuracy, before and after")
-    add("--dataset", metavar="NAME", default="", help="timm's names: torch/…, hfds/…; a folder or tar if empty")
-    add("--split", metavar="NAME", default="validation", help="(default: %(default)s)")
-    add("-b", "--batch-size", type=int, default=64, metavar="N", help="for the accuracy (default: %(default)s)")
-
-
-def _model(args: argparse.Namespace) -> nn.Module:
-    from snnzoo.weights import create_model
-
-    return create_model(
-        args.model,
-        args.checkpoint,
-        pretrained=args.pretrained,
-        in_chans=args.in_chans or (args.input_size and args.input_size[0]),
-        num_classes=args.num_classes,
-        num_steps=args.num_steps,
-        **model_kwargs(args),
-    )
+    add_data(parser, "images to compare on and to measure the accuracy, before and after")
 
 
 def _graph(args: argparse.Namespace) -> None:
     from snnzoo.export.plot import plot
     from snnzoo.export.trace import trace
 
-    graph = trace(_model(args), args.input_size)
+    graph = trace(make_model(args), args.input_size)
     print(graph.table(), end="")
     print(f"{graph.num_parameters:,} parameters, {len(graph.folded)} batch norms folded, {graph.num_steps} time steps")
     for change in graph.changed:
@@ -96,7 +66,7 @@ def _graph(args: argparse.Namespace) -> None:
 def _onnx(args: argparse.Namespace) -> None:
     from snnzoo.export.onnx import DEFAULT_OPSET, export_onnx
 
-    model = _model(args)
+    model = make_model(args)
     options = _on_data(args, model)
     if args.int8:
         if not (args.data_dir or args.dataset):
@@ -113,7 +83,7 @@ def _onnx(args: argparse.Namespace) -> None:
 def _nir(args: argparse.Namespace) -> None:
     from snnzoo.export.nir import export_nir
 
-    model = _model(args)
+    model = make_model(args)
     _export(partial(export_nir, model, args.output, args.input_size, target=args.target, **_on_data(args, model)))
 
 
@@ -131,19 +101,11 @@ def _export(export: Callable[[], dict]) -> None:
 
 def _data(args: argparse.Namespace, model: nn.Module, split: str):
     """The images of a split, and batches of them as the model takes them."""
-    from timm.data import create_transform
-
     from snnzoo import data
-    from snnzoo.processes import Processes
 
     if args.dataset in data.FRAME_DATASETS:
         raise InputError(f"--dataset {args.dataset}: exports are compared on images, not on frames; leave it out")
-    config = data.data_config({"input_size": args.input_size}, model, args.dataset)
-    dataset = data.open_dataset(args.dataset, args.data_dir, split, model.num_classes, model.in_chans)
-    dataset.transform = create_transform(is_training=False, use_prefetcher=True, **config)
-    return dataset, data.evaluation_batches(
-        dataset, args.batch_size, model.num_classes, Processes("cpu"), 0, config["mean"], config["std"]
-    )
+    return open_data(args, model, split)
 
 
 def _on_data(args: argparse.Namespace, model: nn.Module) -> dict:

@@ -7,6 +7,7 @@ from typing import Any
 
 from timm.utils import ParseKwargs
 
+from snnzoo.analysis.commands import add_profile
 from snnzoo.errors import InputError
 from snnzoo.export.commands import add_commands
 from snnzoo.scripting import model_kwargs, run
@@ -19,6 +20,8 @@ def make_parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="write a model for another engine")
     targets = export.add_subparsers(required=True, metavar="TARGET")
     add_commands(targets)
+
+    add_profile(commands)
 
     push = commands.add_parser("push", help="put a checkpoint into a Hub repository, as safetensors")
     push.add_argument("checkpoint", help="file of weights, or a folder made by pack")
