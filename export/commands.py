@@ -2,8 +2,10 @@
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +99,26 @@ def _export(export: Callable[[], dict]) -> None:
         print(f"snnzoo: error: {error}: nothing was written", file=sys.stderr)
         sys.exit(1)
     print(as_text(report), end="")
+
+
+def onnx_parity(model: nn.Module, images: Tensor) -> dict:
+    """The report of an ONNX export that is compared on ``images``, normalised, and thrown away.
+
+    Raises:
+        InputError: the model, or frames, have no ONNX form, the extra ``onnx`` is missing, or onnxruntime computes
+            something else: the caller goes on and tells.
+    """
+    from snnzoo.export.onnx import export_onnx
+    from snnzoo.export.parity import ParityError
+
+    if images.ndim != 4:
+        raise InputError("exports are compared on images, not on frames")
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path, size = Path(folder) / "net.onnx", tuple(images.shape[1:])
+            return export_onnx(model, path, size, dynamic_batch=True, images=images)
+    except ParityError as error:
+        raise InputError(str(error)) from error
 
 
 def _data(args: argparse.Namespace, model: nn.Module, split: str):

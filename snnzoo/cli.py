@@ -7,9 +7,10 @@ from typing import Any
 
 from timm.utils import ParseKwargs
 
-from snnzoo.analysis.commands import add_profile
+from snnzoo.analysis.commands import add_profile, add_report
+from snnzoo.analysis.plot_commands import add_plot
 from snnzoo.errors import InputError
-from snnzoo.export.commands import add_commands
+from snnzoo.export.commands import add_commands, onnx_parity
 from snnzoo.scripting import model_kwargs, run
 
 
@@ -22,6 +23,8 @@ def make_parser() -> argparse.ArgumentParser:
     add_commands(targets)
 
     add_profile(commands)
+    add_plot(commands)
+    add_report(commands, onnx_parity)
 
     push = commands.add_parser("push", help="put a checkpoint into a Hub repository, as safetensors")
     push.add_argument("checkpoint", help="file of weights, or a folder made by pack")

@@ -54,7 +54,7 @@ def open_data(
     """The samples of a split, and batches of them as the model takes them.
 
     Args:
-        args: the options; ``mean``, ``std``, ``interpolation`` and ``crop_pct`` too, where a run has them.
+        args: the options; those of train_distill.py about data too, where there are any.
         model: that will see them.
         split: which.
         device: of the batches.
@@ -69,8 +69,9 @@ def open_data(
     config, frames = data.data_config(options, model, args.dataset), args.dataset in data.FRAME_DATASETS
     steps = getattr(model, "num_steps", None)
     dataset = data.open_dataset(
-        args.dataset, args.data_dir, split, model.num_classes, model.in_chans, steps, config["input_size"][1:]
-    )
+        args.dataset, args.data_dir, split, model.num_classes, model.in_chans, options.get("event_steps") or steps,
+        config["input_size"][1:], class_map=options.get("class_map", ""),
+    )  # fmt: skip
     if frames:
         dataset.transform = data.FrameTransform(time_mean=steps is None)
     else:

@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from snnzoo.analysis.figure import COLOURS, GREY, new_figure, tidy
+from torch import Tensor
+
+from snnzoo.analysis.figure import COLOURS, GREY, as_text, new_figure, tidy
 from snnzoo.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ def draw_profile(profile: Mapping[str, Any]) -> "Figure":
     neurons, synapses = _neurons(profile), [row for row in profile["layers"] if row["kind"] != "lif"]
     rows = max(len(neurons), len(synapses))
     figure = new_figure(12, max(3.6, 1.3 + ROW * rows))
-    widths = [3, 4, 2] if neurons else [4, 2]
+    widths = [3, 4, 2.6] if neurons else [4, 2]
     panels = list(figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0])
     if neurons:
         axes = panels.pop(0)
@@ -44,7 +46,7 @@ def draw_profile(profile: Mapping[str, Any]) -> "Figure":
         left = [a + b for a, b in zip(left, parts, strict=True)]
     _layers(axes, synapses)
     axes.set(title="energy by layer", xlabel="µJ per image")
-    axes.legend(fontsize="small")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
 
     axes = panels.pop(0)
     bars = {"synapses": (totals["energy_uj"], COLOURS[0])}
@@ -53,12 +55,12 @@ def draw_profile(profile: Mapping[str, Any]) -> "Figure":
     bars["ANN"] = totals["ann_energy_uj"], GREY
     drawn = axes.bar(list(bars), [value for value, _ in bars.values()], color=[colour for _, colour in bars.values()])
     axes.bar_label(drawn, fmt="{:.3g}", padding=2, fontsize="small")
-    axes.set(title="energy in all", ylabel="µJ per image")
+    axes.set(title="energy, all layers", ylabel="µJ per image")
     axes.margins(y=0.1)
     axes.tick_params(axis="x", labelsize="small")
     tidy(axes, "y")
     figure.suptitle(
-        f"{profile['model']}, T = {profile['num_steps']}, mean of {profile['images']} images, "
+        f"{as_text(profile['model'])}, T = {profile['num_steps']}, mean of {profile['images']} images, "
         f"{energy['mac_pj']:g} pJ a MAC, {energy['ac_pj']:g} pJ an AC",
         fontsize="medium",
     )
@@ -93,7 +95,7 @@ def draw_rates(profile: Mapping[str, Any]) -> "Figure":
                 colour = "black" if value > 0.55 * brightest else "white"
                 axes.text(x, y, f"{value:.1f}", ha="center", va="center", fontsize=7, color=colour)
     figure.colorbar(image, label="neurons that fire, %")
-    figure.suptitle(f"{profile['model']}, mean of {profile['images']} images", fontsize="medium")
+    figure.suptitle(f"{as_text(profile['model'])}, mean of {profile['images']} images", fontsize="medium")
     return figure
 
 
@@ -103,16 +105,13 @@ def draw_accuracy(
     """Top-1 against the number of steps, and against energy where there are profiles.
 
     Args:
-        results: by name, rows of ``validate.py --results-file``.
+        results: by name, rows of ``validate.py --results-file`` (:func:`snnzoo.records.read_results`).
         profiles: of the same models, one for each number of steps; a model's row is joined with the profile that has
             its name and number of steps.
 
     Raises:
-        InputError: matplotlib is not installed, a row without top-1, or profiles that none of the rows belongs to.
+        InputError: matplotlib is not installed, or profiles that none of the rows belongs to.
     """
-    for name, rows in results.items():
-        if not rows or not all("top1" in row for row in rows):
-            raise InputError(f"results {name!r} have no column top1: they must be what validate.py wrote")
     spent = {(_plain(p["model"]), p["num_steps"]): p["totals"] for p in profiles if p["images"]}
     joined = {
         name: [(row, spent[key]) for row in rows if (key := (_plain(row["model"]), _steps(row))) in spent]
@@ -128,7 +127,7 @@ def draw_accuracy(
     by_steps, *by_energy = figure.subplots(1, panels, squeeze=False)[0]
     for index, (name, rows) in enumerate(results.items()):
         points = sorted((_steps(row) or 1, float(row["top1"])) for row in rows)
-        style = dict(marker="o", color=COLOURS[index % len(COLOURS)], label=name)
+        style = dict(marker="o", color=COLOURS[index % len(COLOURS)], label=as_text(name))
         by_steps.plot(*zip(*points, strict=True), **style)
         for axes in by_energy:
             known = sorted((totals["energy_uj"], float(row["top1"]), _steps(row)) for row, totals in joined[name])
@@ -152,6 +151,35 @@ def draw_accuracy(
         tidy(axes)
         axes.margins(y=0.15)
         axes.legend(fontsize="small")
+    return figure
+
+
+def draw_confusion(counts: Tensor, names: Sequence[str]) -> "Figure":
+    """A confusion matrix in percent of each true class.
+
+    Args:
+        counts: ``[N, N]``, by true label and answer.
+        names: of the N classes.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    shares = 100 * counts.double() / counts.sum(1, keepdim=True).clamp(min=1)
+    count, few = len(counts), len(counts) <= 20
+    side = max(4.2, 1.6 + 0.42 * count) if few else 7
+    figure = new_figure(side + 0.8, side)
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    axes.set(xlabel="answer", ylabel="true class")
+    figure.colorbar(image, label="% of the true class")
+    if few:
+        labels = [as_text(name) for name in names]
+        axes.set(xticks=range(count), yticks=range(count), xticklabels=labels, yticklabels=labels)
+        axes.tick_params(axis="x", labelrotation=45 if max(map(len, names)) > 3 else 0)
+        for y, x in counts.nonzero().tolist():
+            value = float(shares[y, x])
+            axes.text(x, y, f"{value:.0f}" if value >= 1 else "<1", ha="center", va="center", fontsize=7,
+                      color="white" if value > 55 else "black")  # fmt: skip
     return figure
 
 

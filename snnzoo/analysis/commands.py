@@ -1,11 +1,15 @@
-"""``snnzoo profile`` and ``snnzoo plot``: what the command line says, as calls of this package."""
+"""``snnzoo profile`` and ``snnzoo report``: what the command line says, as calls of this package."""
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from snnzoo.analysis.figure import check_figure_path, save
+from snnzoo.analysis.figure import check_figure_path, new_figure, save
 from snnzoo.errors import InputError
 from snnzoo.model_options import add_data, add_model, make_model, open_data
+
+if TYPE_CHECKING:
+    from snnzoo.analysis.inspection import Deploy
 
 PROFILE_IMAGES = 256
 
@@ -54,3 +58,25 @@ def _profile(args: argparse.Namespace) -> None:
         found.save(args.output)
     if args.plot:
         save(draw_profile(found.to_dict()), args.plot)
+
+
+def add_report(commands: argparse._SubParsersAction, deploy: "Deploy") -> None:
+    """Add ``report``; ``deploy`` exports a model and compares."""
+    parser = commands.add_parser("report", help="a run as one HTML page: curves, confusion, activity, energy, parity")
+    add = parser.add_argument
+    add("run", help="folder of the run")
+    add("--data-dir", metavar="DIR", help="its data, where they are not where the run says")
+    add("--images", type=int, metavar="N", help="look at so many validation images, spread evenly (default: all)")
+    add("-o", "--output", metavar="FILE", help="(default: report.html in the run's folder)")
+    parser.set_defaults(command=lambda args: _report(args, deploy))
+
+
+def _report(args: argparse.Namespace, deploy: "Deploy") -> None:
+    from snnzoo.analysis.inspection import inspect_run
+    from snnzoo.analysis.report import write_report
+
+    new_figure(1, 1)  # is there matplotlib?
+    path = Path(args.output or Path(args.run) / "report.html")
+    if path.suffix not in (".html", ".htm"):
+        raise InputError(f"--output must end in .html, got {args.output!r}")
+    print(write_report(inspect_run(args.run, args.data_dir, args.images, deploy), path))

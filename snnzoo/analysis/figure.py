@@ -67,6 +67,11 @@ def as_svg(figure: "Figure") -> bytes:
     return buffer.getvalue()
 
 
+def as_text(name: object) -> str:
+    """A name from outside, so that matplotlib takes none of it for a formula."""
+    return str(name).replace("$", r"\$")
+
+
 def tidy(axes: "Axes", grid: str = "both") -> None:
     """No box around the data, a faint grid behind it."""
     axes.spines[["top", "right"]].set_visible(False)

@@ -167,7 +167,7 @@ class Profile:
         lines = [
             f"{self.model}, input {'x'.join(map(str, self.input_size))}, "
             + (f"mean of {self.images} images" if self.images else "no images shown"),
-            f"latency      {t['latency_steps']} time steps",
+            f"latency      {t['latency_steps']} time step{'s' if t['latency_steps'] > 1 else ''}",
             f"parameters   {t['parameters']:,} ({_size(t['bytes'])} with buffers)",
             f"state        {t['neurons']:,} membranes ({_size(t['state_bytes'])})",
         ]
