@@ -84,7 +84,7 @@ def draw_rates(profile: Mapping[str, Any]) -> "Figure":
     image = axes.imshow(values, aspect="auto", cmap="cividis", vmin=0)
     _layers(axes, neurons)
     axes.grid(False)
-    axes.set(xlabel="time step", xticks=range(steps), xticklabels=range(1, steps + 1))
+    axes.set(xlabel="time step", xticks=range(steps), xticklabels=range(1, steps + 1), ylim=(len(neurons) - 0.5, -0.5))
     if steps > 16:
         axes.set_xticks(range(0, steps, steps // 8))
         axes.set_xticklabels(range(1, steps + 1, steps // 8))
@@ -134,9 +134,9 @@ def draw_accuracy(
             if not known:
                 continue
             axes.plot([energy for energy, *_ in known], [top1 for _, top1, _ in known], **style)
-            for energy, top1, steps in known:
-                axes.annotate(f"T = {steps}" if steps else "ANN", (energy, top1), textcoords="offset points",
-                              xytext=(4, -11), fontsize="small")  # fmt: skip
+            for number, (energy, top1, steps) in enumerate(known):
+                where = dict(textcoords="offset points", xytext=(0, 8 if number % 2 else -15), ha="center")
+                axes.annotate(f"T = {steps}" if steps else "ANN", (energy, top1), fontsize="small", **where)
     ticks = sorted({_steps(row) or 1 for rows in results.values() for row in rows})
     by_steps.set(xlabel="time steps T", ylabel="top-1, %", xticks=ticks)
     for axes in by_energy:
@@ -145,7 +145,9 @@ def draw_accuracy(
             axes.axvline(
                 value, color=GREY, linestyle="--", label=None if position else "ANN of the same shape, all MACs"
             )
-        axes.set(xlabel="energy of synapses, µJ per image", ylabel="top-1, %")
+        axes.set(xlabel="energy of synapses, µJ per image", ylabel="top-1, %", xscale="log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else "")
         axes.margins(x=0.12)
     for axes in (by_steps, *by_energy):
         tidy(axes)

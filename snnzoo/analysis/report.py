@@ -33,7 +33,7 @@ nav a { margin-right: 1rem; color: var(--accent); display: inline-block; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { padding: .22rem .7rem .22rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 td.n, th.n { text-align: right; } th { color: var(--soft); font-weight: 600; }
-td.w { overflow-wrap: anywhere; }
+td.w { overflow-wrap: anywhere; } td:first-child { overflow-wrap: normal; }
 details summary { cursor: pointer; color: var(--accent); margin: .5rem 0; }
 @media print { nav { display: none; } h2 { break-after: avoid; } }
 """
@@ -94,9 +94,8 @@ def _tiles(found: Inspection) -> str:
     best = found.summary.get("best") or {}
     tiles = []
     if best:
-        tiles.append((f"{best['value']:.2f}", f"best {best['metric']}, epoch {best['epoch']}"))
-    elif found.rows and "eval_top1" in found.rows[-1]:
-        tiles.append((f"{max(row['eval_top1'] for row in found.rows if 'eval_top1' in row):.2f}", "best top1"))
+        unit = "" if best["metric"] == "loss" else " %"
+        tiles.append((f"{best['value']:.2f}{unit}", f"best {best['metric']}, epoch {best['epoch']}"))
     if found.profile:
         totals = found.profile.totals
         tiles += [(str(totals["latency_steps"]), "time steps"), (f"{totals['parameters']:,}", "parameters")]
@@ -116,7 +115,7 @@ def _configuration(found: Inspection) -> str:
     facts = [
         *((f"{split} data", _facts(about)) for split, about in data.items()),
         ("versions", _facts(found.summary.get("versions") or {})),
-        ("source", _facts(found.summary.get("git") or {})),
+        ("source", _source(found.summary.get("git") or {})),
         ("checkpoint looked at", found.checkpoint or "none"),
     ]
     return (
@@ -129,6 +128,10 @@ def _configuration(found: Inspection) -> str:
 
 def _facts(about: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {_value(value)}" for key, value in about.items() if value is not None)
+
+
+def _source(git: Mapping[str, Any]) -> str:
+    return f"git revision {git.get('revision')}{', with changes' if git.get('changed') else ''}" if git else ""
 
 
 def _value(value: Any) -> str:
