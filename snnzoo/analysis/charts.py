@@ -171,7 +171,7 @@ def draw_confusion(counts: Tensor, names: Sequence[str]) -> "Figure":
     side = max(4.2, 1.6 + 0.42 * count) if few else 7
     figure = new_figure(side + 0.8, side)
     axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=100)
     axes.set(xlabel="answer", ylabel="true class")
     figure.colorbar(image, label="% of the true class")
     if few:

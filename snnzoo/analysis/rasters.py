@@ -83,7 +83,7 @@ def draw_raster(recording: Recording, image: Tensor | None = None, title: str = 
     Raises:
         InputError: matplotlib is not installed.
     """
-    spikes, membranes = recording.spikes.flatten(1), recording.membranes.flatten(1)
+    spikes, membranes = recording.spikes.flatten(1), recording.membranes.flatten(1).numpy()
     steps, count = spikes.shape
     shown = _shown(spikes)
     figure = new_figure(12 if image is not None else 10, 4.4)
@@ -91,7 +91,7 @@ def draw_raster(recording: Recording, image: Tensor | None = None, title: str = 
     panels = list(figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0])
     if image is not None:
         axes = panels.pop(0)
-        axes.imshow(image, cmap="gray", vmin=0, vmax=1)
+        axes.imshow(image.numpy(), cmap="gray", vmin=0, vmax=1)
         axes.set(title="image", xticks=[], yticks=[])
     times = range(1, steps + 1)
 

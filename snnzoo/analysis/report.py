@@ -33,7 +33,7 @@ nav a { margin-right: 1rem; color: var(--accent); display: inline-block; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { padding: .22rem .7rem .22rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 td.n, th.n { text-align: right; } th { color: var(--soft); font-weight: 600; }
-td.w { overflow-wrap: anywhere; } td:first-child { overflow-wrap: normal; }
+td:last-child { overflow-wrap: anywhere; }
 details summary { cursor: pointer; color: var(--accent); margin: .5rem 0; }
 @media print { nav { display: none; } h2 { break-after: avoid; } }
 """
@@ -241,7 +241,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence
 
     def line(cells: Sequence[str], tag: str) -> str:
         return "<tr>" + "".join(
-            f'<{tag} class="{"n" if i in numbers else "w"}">{escape(cell)}</{tag}>' for i, cell in enumerate(cells)
+            f'<{tag}{" class=n" if i in numbers else ""}>{escape(cell)}</{tag}>' for i, cell in enumerate(cells)
         ) + "</tr>"  # fmt: skip
 
     header = f"<thead>{line(head, 'th')}</thead>" if any(head) else ""
