@@ -104,6 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     model.reset_classifier(classes)
     fit(model, batches, args.epochs, args.lr)
     print(f"fine-tuned:   top-1 {top1(model, validation):.2f} % of {classes} classes after {args.epochs} epochs")
+    args.output.mkdir(parents=True, exist_ok=True)
     save_file(model.state_dict(), args.output / "finetuned.safetensors")
     print(f"weights:      {args.output / 'finetuned.safetensors'}")
     if args.data_dir is None:

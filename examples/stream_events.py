@@ -99,7 +99,8 @@ def main(argv: list[str] | None = None) -> None:
     logging.disable(logging.WARNING)
     if args.checkpoint:
         model, trained = hub.load(args.checkpoint)
-        path, size, steps = args.recording, tuple(trained.data_config["input_size"][1:]), model.num_steps
+        input_size = trained.data_config.get("input_size", model.pretrained_cfg["input_size"])
+        path, size, steps = args.recording, tuple(input_size[1:]), model.num_steps
     else:
         *known, (path, label) = record_digits(args.output, each=13)
         print(f"recording   {path}: a moving {label} that the network has not seen")

@@ -3,6 +3,7 @@
 import argparse
 
 from timm.data import create_transform
+from timm.data.loader import PrefetchLoader
 from timm.utils import ParseKwargs
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset, Subset
@@ -50,7 +51,7 @@ def make_model(args: argparse.Namespace) -> nn.Module:
 
 def open_data(
     args: argparse.Namespace, model: nn.Module, split: str, device: str = "cpu", count: int | None = None
-) -> tuple[Dataset, "PrefetchLoader"]:  # noqa: F821, timm's
+) -> tuple[Dataset, PrefetchLoader]:
     """The samples of a split, and batches of them as the model takes them.
 
     Args:

@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -232,6 +233,18 @@ def test_without_images_no_rates_are_invented(tmp_path, capsys):
     assert all(row.get("rates") is None and row.get("activity") is None for row in written["layers"])
 
 
+def test_frames(tmp_path, capsys):
+    for name in ("a", "b"):
+        folder = tmp_path / "validation" / name
+        folder.mkdir(parents=True)
+        np.save(folder / "1.npy", np.random.default_rng(0).integers(0, 3, (3, 2, 8, 8)).astype(np.float32))
+    where = f"--dataset frames --data-dir {tmp_path} --input-size 2 8 8 -o {tmp_path}/p.json"
+    cli.main(f"profile snn_resnet20_t2 --model-kwargs {TINY} {where}".split())
+    written = json.loads((tmp_path / "p.json").read_text())
+    assert (written["num_steps"], written["images"]) == (3, 2)
+    assert written["layers"][0]["activity"]["inputs"] == "sums"
+
+
 def test_untrained_weights_are_pointed_out(digits, capsys):
     command("--data-dir", digits, "--images", 4)
     assert "untrained weights" in capsys.readouterr().out
@@ -243,6 +256,7 @@ def test_untrained_weights_are_pointed_out(digits, capsys):
         (("--plot", "p.png"), "--plot draws activity, which needs images: give --data-dir"),
         (("--plot", "p.txt"), r"figure 'p.txt': its suffix must be one of .*png"),
         (("-o", "p.csv"), r"--output must end in .json, got 'p.csv'"),
+        (("--device", "nothing"), "--device nothing does not fit"),
         (("--mac-pj", "0"), "a MAC must take a positive number"),
         (("--data-dir", "DIGITS", "--images", "0"), "the number of images must be at least 1, got 0"),
         (("--data-dir", "nowhere"), "there is no such folder"),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from snnzoo.analysis.figure import check_figure_path, new_figure, save
 from snnzoo.errors import InputError
 from snnzoo.model_options import add_data, add_model, make_model, open_data
+from snnzoo.scripting import open_device
 
 if TYPE_CHECKING:
     from snnzoo.analysis.inspection import Deploy
@@ -44,7 +45,7 @@ def _profile(args: argparse.Namespace) -> None:
     if args.output and Path(args.output).suffix != ".json":
         raise InputError(f"--output must end in .json, got {args.output!r}")
     energy = Energy(args.mac_pj, args.ac_pj)
-    model = make_model(args).to(args.device)
+    model = make_model(args).to(open_device(args.device))
     batches = ()
     if shows:
         batches = (images for images, _ in open_data(args, model, args.split, args.device, args.images)[1])
