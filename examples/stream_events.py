@@ -61,8 +61,8 @@ def train(recordings: list[tuple[Path, int]]) -> nn.Module:
     )
     frames = torch.stack([read_recording(path, STEPS, SIZE) for path, _ in recordings])
     labels = torch.tensor([label for _, label in recordings])
-    optimizer = torch.optim.SGD(model.train().parameters(), lr=0.05, momentum=0.9)
-    for _ in range(25):
+    optimizer = torch.optim.SGD(model.train().parameters(), lr=0.1, momentum=0.9)
+    for _ in range(40):
         loss = nn.functional.cross_entropy(model(frames), labels)
         optimizer.zero_grad()
         loss.backward()

@@ -45,7 +45,7 @@ def test_stream_events(tmp_path, capsys):
     frames = re.findall(r"frame \d/6 +(\d+) events +class (\d), (\d+)%", text)
     assert len(frames) == 6
     assert frames[-1][1] == "1"  # the recording is of a one
-    assert float(re.search(r"logits differ by ([\d.e-]+)", text)[1]) < 1e-4
+    assert float(re.search(r"logits differ by ([\d.e+-]+)", text)[1]) < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -53,11 +53,9 @@ def overlaps(figure):
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             low, high = sorted(axis.get_view_interval())
-            ticks = [
-                tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high and tick.label1.get_text()
-            ]
-            boxes = [(tick.label1.get_text(), tick.label1.get_window_extent()) for tick in ticks]
-            boxes = [box for box in boxes if box[0]]
+            ticks = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+            labels = [label for tick in ticks for label in (tick.label1, tick.label2) if label.get_visible()]
+            boxes = [(label.get_text(), label.get_window_extent()) for label in labels if label.get_text()]
             found += [(a[0], b[0]) for a, b in itertools.pairwise(boxes) if a[1].overlaps(b[1])]
     return found
 
