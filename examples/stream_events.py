@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import resize
 
 from snnzoo import hub
-from snnzoo.data import write_digits
+from snnzoo.data import data_config, write_digits
 from snnzoo.data.events import count_events, read_events
 from snnzoo.errors import InputError
 from snnzoo.scripting import run
@@ -61,12 +61,13 @@ def train(recordings: list[tuple[Path, int]]) -> nn.Module:
     )
     frames = torch.stack([read_recording(path, STEPS, SIZE) for path, _ in recordings])
     labels = torch.tensor([label for _, label in recordings])
-    optimizer = torch.optim.SGD(model.train().parameters(), lr=0.1, momentum=0.9)
-    for _ in range(40):
-        loss = nn.functional.cross_entropy(model(frames), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    optimizer = torch.optim.Adam(model.train().parameters(), lr=3e-3)
+    for _ in range(24):
+        for batch in torch.randperm(len(labels)).split(10):
+            loss = nn.functional.cross_entropy(model(frames[batch]), labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
     return model.eval()
 
 
@@ -99,18 +100,19 @@ def main(argv: list[str] | None = None) -> None:
     logging.disable(logging.WARNING)
     if args.checkpoint:
         model, trained = hub.load(args.checkpoint)
-        input_size = trained.data_config.get("input_size", model.pretrained_cfg["input_size"])
-        path, size, steps = args.recording, tuple(input_size[1:]), model.num_steps
+        config = data_config(trained.options, model, "frames")
+        mean, std = (torch.tensor(config[key])[:, None, None] for key in ("mean", "std"))
+        path, size, steps = args.recording, config["input_size"][1:], model.num_steps
     else:
-        *known, (path, label) = record_digits(args.output, each=13)
+        *known, (path, label) = record_digits(args.output, each=21)
         print(f"recording   {path}: a moving {label} that the network has not seen")
-        model, size, steps = train(known), SIZE, STEPS
-    frames = read_recording(path, steps, size)
+        model, size, steps, mean, std = train(known), SIZE, STEPS, 0.0, 1.0
+    frames = (read_recording(path, steps, size) - mean) / std
     onnx_file = args.output / "stream.onnx"
     export_onnx(model.eval(), onnx_file, (model.in_chans, *size), mode="stateful")
-    for step, (frame, logits) in enumerate(zip(frames, stream(onnx_file, frames), strict=True), start=1):
+    for step, logits in enumerate(stream(onnx_file, frames), start=1):
         share = torch.softmax(torch.from_numpy(logits), 0)
-        print(f"frame {step}/{steps}   {int(frame.sum()):>6} events   class {int(share.argmax())}, {share.max():.0%}")
+        print(f"frame {step}/{steps}   class {int(share.argmax())}, {share.max():.0%}")
     with torch.no_grad():
         apart = float((model(frames[None])[0] - torch.from_numpy(logits)).abs().max())
     print(f"all frames at once in PyTorch: logits differ by {apart:.1e}")
