@@ -27,7 +27,7 @@ from tqdm import tqdm
 import snnzoo
 from snnzoo import data
 from snnzoo.allocator import keep_memory
-from snnzoo.analysis import draw_curves
+from snnzoo.analysis import save_curves
 from snnzoo.checkpoints import BEST, Checkpoints, Progress, Training
 from snnzoo.distill import AnnGuidedDistillationTask, create_teacher, scheduled_alpha
 from snnzoo.errors import InputError
@@ -319,7 +319,7 @@ def main(argv: list[str] | None = None) -> None:
             records.close(finished=progress.epoch == epochs)
     if records:
         try:
-            draw_curves({folder.name: records.rows}, folder / "curves.png")
+            save_curves(folder, records.rows)
         except InputError as error:
             _logger.info(f"no picture of the curves: {error}")
     best = f"best {args.eval_metric} {progress.best_metric:.2f} in epoch {progress.best_epoch}"
