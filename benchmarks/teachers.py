@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Which timm models can teach by branches: one of each architecture, with random weights, cut and proved.
 
-    python benchmarks/teachers.py                     # the table in docs/teachers.md
-    python benchmarks/teachers.py --models resnet18 vit_tiny_patch16_224 --input-size 3 224 224
+python benchmarks/teachers.py                     # the table in docs/teachers.md
+python benchmarks/teachers.py --models resnet18 vit_tiny_patch16_224 --input-size 3 224 224
 """
 
 import argparse
@@ -27,7 +27,9 @@ def try_to_cut(name: str, input_size: tuple[int, int, int]) -> tuple[str, str]:
     try:
         teacher = StagedTeacher(model, input_size)
     except InputError as error:
-        return "no", str(error).split(": ", 1)[1].removesuffix(" It can still teach by its logits alone (branches='none')")
+        return "no", str(error).split(": ", 1)[1].removesuffix(
+            " It can still teach by its logits alone (branches='none')"
+        )
     return "yes", ", ".join(f"{c}x{h}x{w}" for c, h, w in teacher.feature_shapes)
 
 

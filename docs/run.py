@@ -11,7 +11,6 @@ environment. The Hub is one on loopback. Without ``--install`` the environment b
 
 import argparse
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -30,7 +29,7 @@ OWNER, TOKEN = "newcomer", "hf_token_of_a_newcomer"
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, its text, the section that it is in, and the line before it."""
+    """A fenced block of a page: its language, its text, the section it is in, and the line before it."""
 
     language: str
     text: str
@@ -40,14 +39,18 @@ class Block:
 
 def blocks_of(page: str) -> list[Block]:
     """The fenced blocks of a Markdown page, in order."""
-    section, found = "", []
-    for heading, before, language, text in re.findall(
-        r"^(#+ .+)$|^(.*\n)?```(\w*)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL
-    ):
-        if heading:
-            section = heading.lstrip("# ")
-        else:
+    found, section, before, language, text = [], "", "", None, ""
+    for line in page.splitlines(keepends=True):
+        if language is None and line.startswith("```"):
+            language, text = line[3:].strip(), ""
+        elif line.startswith("```"):
             found.append(Block(language, text, section, before))
+            language = None
+        elif language is not None:
+            text += line
+        else:
+            section = line.strip("# \n") if line.startswith("#") else section
+            before = line
     return found
 
 
@@ -81,13 +84,15 @@ def main() -> None:
     hub.tokens = {TOKEN}
     state = folder / "state.sh"  # what one block leaves to the next: folder and variables
     state.write_text(f"cd {folder}\n")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "SNNZOO_", "PYTHON"))}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("HF_", "SNNZOO_", "PYTHON"))
+    }
     environment |= {
         "HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_TOKEN": TOKEN, "HF_HOME": str(folder / "hub"),
         "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
     }  # fmt: skip
 
-    failed = []
+    failed, ran = [], 0
     for number, block in enumerate(blocks_of(PAGE.read_text())):
         if block.language not in ("sh", "python") or (block.before == WITHOUT_DATA and args.data_dir):
             continue
@@ -100,10 +105,13 @@ def main() -> None:
             before, after = text.split("make demo")
             text = f"{before}{'' if args.install else f'{sys.executable} {__file__} --borrow .'}\nmake demo{after}"
         print(f"\n--- {block.section}\n{text}", flush=True)
-        begun = time.perf_counter()
+        begun, ran = time.perf_counter(), ran + 1
         script = f". {state}\nset -e\n{text}\nexport -p > {state}\necho cd $(pwd) >> {state}\n"
         status = subprocess.run(["bash", "-c", script], env=environment, check=False).returncode
-        print(f"--- {'done' if status == 0 else f'FAILED with status {status}'}, {time.perf_counter() - begun:.0f} s", flush=True)
+        print(
+            f"--- {'done' if status == 0 else f'FAILED with status {status}'}, {time.perf_counter() - begun:.0f} s",
+            flush=True,
+        )
         if status:
             failed.append(f"{block.section}:\n{text}")
         if "git clone" in text and args.data_dir and not status:
@@ -113,7 +121,7 @@ def main() -> None:
         print(f"\nleft: {folder}")
     else:
         shutil.rmtree(folder)
-    print("\neverything worked" if not failed else "\nFAILED:\n\n" + "\n\n".join(failed))
+    print(f"\nall {ran} blocks worked" if not failed else "\nFAILED:\n\n" + "\n\n".join(failed))
     sys.exit(bool(failed))
 
 
