@@ -56,13 +56,13 @@ def blocks_of(page: str) -> list[Block]:
 
 def borrow_environment(checkout: Path) -> None:
     """What `make` would install, with the packages of the Python that runs this script."""
-    subprocess.run([sys.executable, "-m", "venv", checkout / ".venv"], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", checkout / ".venv"], check=True)
     python = checkout / ".venv/bin/python"
     where = subprocess.check_output([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True)
     paths = [sysconfig.get_path("purelib"), *(p for p in sys.path if p.endswith("site-packages"))]
     (Path(where.strip()) / "zz_borrowed.pth").write_text("\n".join(dict.fromkeys(paths)) + "\n")
-    install = "pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e".split()
-    subprocess.run([python, "-m", *install, checkout], check=True)
+    install = "install --quiet --disable-pip-version-check --no-deps -e".split()
+    subprocess.run([sys.executable, "-m", "pip", "--python", python, *install, checkout], check=True)
     (checkout / ".venv/.installed").touch()
 
 
