@@ -70,8 +70,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="CIFAR-10 as the page wants it (default: digits)")
     parser.add_argument("--install", action="store_true", help="let `make` install the environment")
+    parser.add_argument("--no-demo", action="store_true", help="leave out `make demo`")
     parser.add_argument("--keep", action="store_true", help="do not delete the folder")
     args = parser.parse_args()
+    if args.install and args.no_demo:
+        parser.error("--install is what `make demo` does")
 
     folder = Path(tempfile.mkdtemp(prefix="snnzoo-docs-"))
     sys.path.insert(0, str(ROOT / "tests"))
@@ -102,8 +105,8 @@ def main() -> None:
             text = f"python {folder}/block{number}.py"
         elif text.startswith("git clone"):
             # between the clone and `make`: the environment, unless `make` is to install it
-            before, after = text.split("make demo")
-            text = f"{before}{'' if args.install else f'{sys.executable} {__file__} --borrow .'}\nmake demo{after}"
+            borrow = "" if args.install else f"{shlex.join([sys.executable, __file__, '--borrow', '.'])}\n"
+            text = text.replace("make demo\n", borrow + ("" if args.no_demo else "make demo\n"))
         print(f"\n--- {block.section}\n{text}", flush=True)
         begun, ran = time.perf_counter(), ran + 1
         script = f". {state}\nset -e\n{text}\nexport -p > {state}\necho cd $(pwd) >> {state}\n"

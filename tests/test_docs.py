@@ -33,7 +33,7 @@ def _id(value):
 
 
 def commands_of(page: Path) -> list[list[str]]:
-    """Every command in the page's fenced blocks, as words; variables before it, and what follows ``;`` or ``#``, off."""
+    """Every command in the page's fenced blocks, as words."""
     found = []
     for block in blocks_of(page.read_text()):
         if block.language not in ("", "sh"):
@@ -45,10 +45,6 @@ def commands_of(page: Path) -> list[list[str]]:
 
 
 COMMANDS = sorted({(page, shlex.join(words)) for page in PAGES for words in commands_of(page)})
-
-
-def _never(*args, **kwargs):
-    raise AssertionError("ran on after its options")
 
 
 def _parse(parser: argparse.ArgumentParser, words: list[str], monkeypatch) -> argparse.Namespace:
@@ -165,8 +161,6 @@ def test_a_wrong_command_is_found(command, monkeypatch):
 
 # --- python --------------------------------------------------------------------------------------------------------
 
-# What a block takes for granted; those that name nothing else run as they stand.
-GIVEN = "import timm, torch, snnzoo"
 SNIPPETS = [
     (page, number, block.text)
     for page in PAGES
