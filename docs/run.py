@@ -12,6 +12,7 @@ environment. The Hub is one on loopback. Without ``--install`` the environment b
 import argparse
 import os
 import shutil
+import shlex
 import socket
 import subprocess
 import sys
