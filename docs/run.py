@@ -11,8 +11,8 @@ environment. The Hub is one on loopback. Without ``--install`` the environment b
 
 import argparse
 import os
-import shutil
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
