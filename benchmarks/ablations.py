@@ -2,8 +2,8 @@
 """What each part of the method is worth: the ablations of arXiv 2503.16572 (its Tables 3 and 4), in one table.
 
     python benchmarks/ablations.py                                        # short, on scikit-learn's digits
-    python benchmarks/ablations.py --variants labels logits main --seeds 0 1 2 --epochs 20 --data-dir CIFAR10_DIR \
-        --teacher cifar_resnet20 --teacher-checkpoint FILE --options "-c hub_configs/snn_resnet20_t4.c10/recipe.yaml"
+    python benchmarks/ablations.py --variants labels logits main --seeds 0 1 2 --epochs 5 --data-dir CIFAR10_DIR \
+        --teacher cifar_resnet20 --teacher-checkpoint FILE --options "--crop-padding 4 --lr 0.05 --channels-last"
 
 Each row is one command of train_distill.py, which is shown; its run is a folder in --output. Runs that are there are
 not repeated, and one that was interrupted goes on. After each run table.md and table.csv are written anew; curves.png

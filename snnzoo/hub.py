@@ -46,12 +46,13 @@ from snnzoo.models._pretrained import (
 from snnzoo.models._spiking import SpikingModel
 from snnzoo.neurons import Surrogate
 from snnzoo.version import __version__
-from snnzoo.weights import create_model, read_checkpoint
+from snnzoo.weights import create_model, read_run
 
 _logger = logging.getLogger(__name__)
 
 CARD = "README.md"
-FILES = (CONFIG, WEIGHTS, CARD, RECIPE, RESULTS)
+LICENSE = "LICENSE"  # the notice that a licence wants beside the weights, where somebody has put it there
+FILES = (CONFIG, WEIGHTS, CARD, RECIPE, RESULTS, LICENSE)
 
 # Options of a run that say nothing about its outcome, or that are a path on somebody's machine.
 _PERSONAL = (
@@ -105,17 +106,12 @@ def load(
     Raises:
         InputError: the file cannot be read, or nobody says which model it is.
     """
-    state = {} if Path(checkpoint).suffix == ".safetensors" else read_checkpoint(checkpoint)
-    options = state.get("options") or state.get("saver", {}).get("options") or {}
+    options, epoch = read_run(checkpoint)
     name = name or options.get("model")
     if not name:
         raise InputError(f"checkpoint {str(checkpoint)!r} does not say which model it is of: give the model's name")
-    keys = ("num_classes", "in_chans", "num_steps", "grad_method", "reset")
-    made_with = {key: options.get(key) for key in keys} | dict(options.get("model_kwargs") or {})
-    if options.get("input_size") and not made_with["in_chans"]:
-        made_with["in_chans"] = options["input_size"][0]
-    kwargs = made_with | {key: value for key, value in kwargs.items() if value is not None}
-    return create_model(name, checkpoint, use_ema, **kwargs), Run(options, state.get("epoch"))
+    kwargs = {"grad_method": options.get("grad_method")} | kwargs
+    return create_model(name, checkpoint, use_ema, **kwargs), Run(options, epoch)
 
 
 def model_args(model: nn.Module) -> dict[str, Any]:

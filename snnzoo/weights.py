@@ -3,6 +3,7 @@
 import difflib
 import pickle
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ def create_model(name: str, checkpoint: str | Path | None = None, use_ema: bool 
 
     Args:
         name: a model's name, with a tag or not, or timm's ``hf-hub:…`` and ``local-dir:…`` forms.
-        checkpoint: file to load weights from, see :func:`load_weights`.
+        checkpoint: file to load weights from, see :func:`load_weights`. If it is of a run of this very model, the model
+            is made as the run's options say, see :func:`made_with`.
         use_ema: take the checkpoint's averaged weights.
-        **kwargs: as for ``timm.create_model``; those that are None are left out.
+        **kwargs: as for ``timm.create_model``, before what the checkpoint says; those that are None are left out.
 
     Raises:
         InputError: no such model, an argument it does not take, no pretrained weights, or none that are safetensors.
@@ -35,6 +37,10 @@ def create_model(name: str, checkpoint: str | Path | None = None, use_ema: bool 
             f"no model named {name!r}"
             + (f"; did you mean {' or '.join(near)}?" if near else "; timm.list_models() lists all")
         )
+    if checkpoint:
+        options, _ = read_run(checkpoint)
+        if str(options.get("model")).split(".")[0] == name.split(".")[0]:
+            kwargs = made_with(options) | {key: value for key, value in kwargs.items() if value is not None}
     source, _, hub_id = name.partition(":")
     if source == "hf-hub" and kwargs.get("pretrained"):
         # timm would fall back to a pickle
@@ -73,6 +79,27 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         return load_checkpoint_metadata(str(path))
     except (*_UNREADABLE, RuntimeError) as error:
         raise InputError(f"checkpoint {str(path)!r} cannot be read, it may be truncated: {error}") from error
+
+
+def read_run(checkpoint: str | Path) -> tuple[dict[str, Any], int | None]:
+    """The options of the run that a checkpoint is of, and its last finished epoch; none of either for plain weights.
+
+    Raises:
+        InputError: it is missing or cannot be read.
+    """
+    if Path(checkpoint).suffix == ".safetensors":
+        return {}, None
+    state = read_checkpoint(checkpoint)
+    return state.get("options") or state.get("saver", {}).get("options") or {}, state.get("epoch")
+
+
+def made_with(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that a run's options made its model with: its shape, its neuron, its number of steps."""
+    keys = ("num_classes", "in_chans", "num_steps", "reset")
+    kwargs = {key: options.get(key) for key in keys} | dict(options.get("model_kwargs") or {})
+    if options.get("input_size") and not kwargs["in_chans"]:
+        kwargs["in_chans"] = options["input_size"][0]
+    return {key: value for key, value in kwargs.items() if value is not None}
 
 
 def load_weights(model: nn.Module, path: str | Path, use_ema: bool = False) -> None:

@@ -469,7 +469,7 @@ def test_pack_a_run_with_its_results_in_one_command(tmp_path, capsys):
         f"--teacher-results {teacher}".split()
     )
     assert capsys.readouterr().out == f"{folder}\n"
-    assert {path.name for path in folder.iterdir()} == set(snnhub.FILES)
+    assert {path.name for path in folder.iterdir()} == set(snnhub.FILES) - {snnhub.LICENSE}
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     assert torch.equal(logits(loaded), logits(model))
     assert list(loaded.pretrained_cfg["mean"]) == [0.1, 0.2, 0.3]  # as the run normalised its images
@@ -536,7 +536,8 @@ def test_push_and_pull_by_command(hub, owner, tmp_path, capsys):
         'create_model("hf-hub:snnzoo/snn_resnet20_t4.c10"'
         in snnhub.pull("snn_resnet20_t4.c10").joinpath("README.md").read_text()
     )
-    assert torch.equal(logits(timm.create_model("snn_resnet20_t4", pretrained=True).eval()), logits(model))
+    named = timm.create_model("hf-hub:snnzoo/snn_resnet20_t4.c10", pretrained=True)
+    assert torch.equal(logits(named.eval()), logits(model))
     assert_no_pickle(hub)
     with pytest.raises(SystemExit) as stopped:
         cli.main(f"push {tmp_path / 'net' / 'model.safetensors'} --repo me/x --license mit".split())

@@ -645,3 +645,14 @@ def test_bad_arguments_of_one_family():
 def test_odd_shapes(name, shape):
     with pytest.raises(InputError, match=r"expected images \[B, 3, H, W\] or frames \[B, T, 3, H, W\]"):
         timm.create_model(name, device="meta")(torch.randn(shape))
+
+
+def test_neurons_of_a_hidden_head_begin_at_their_threshold():
+    model = timm.create_model("snn_resnet19_t4", depths=(1, 1), channels=(8, 16), head_width=64, threshold=0.5)
+    model(torch.randn(8, 3, 16, 16))  # settles the batch norms
+    fired = model.eval().forward_head(model.forward_features(torch.randn(8, 3, 16, 16)), pre_logits=True)
+    assert 0.2 < float((fired > 0).float().mean()) < 0.95
+    with torch.no_grad():
+        model.head_fc.bias.zero_()
+    model.reset_classifier(3)
+    assert not model.head_fc.bias.any()  # what was trained stays

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 import train_distill
 from snnzoo import InputError
 from snnzoo.data.batches import SeededDataset
+from snnzoo.weights import create_model
 
 # --- what must work ----------------------------------------------------------------------------------------------
 
@@ -134,9 +135,16 @@ def test_there_is_a_recipe_for_every_row_of_the_paper():
 
 def test_a_recipe_runs_on_the_digits(digits, teacher, tmp_path):
     recipe = ROOT / "hub_configs/snn_resnet20_t4.c10/recipe.yaml"
-    run = options(digits, tmp_path, "-c", recipe, "--teacher-checkpoint", teacher, "--experiment", "run")
-    train_distill.main(run)
-    assert yaml.safe_load((tmp_path / "run/args.yaml").read_text())["aa"] == "cifar10"
+    where = f"--device cpu --data-dir {digits} --output {tmp_path} --experiment run --input-size 3 8 8 --workers 0"
+    weights = f"--teacher-checkpoint {teacher} --initial-checkpoint {teacher}"
+    train_distill.main(f"-c {recipe} {where} {weights} --batch-size 20 --epochs 1".split())
+    assert yaml.safe_load((tmp_path / "run/args.yaml").read_text())["model_kwargs"] == {"shortcut": "pad"}
+    run = tmp_path / "run/model_best.pth.tar"
+    model = create_model("snn_resnet20_t4", run)  # made as the run made it
+    assert not any("downsample" in name for name in model.state_dict()) and model.num_steps == 4
+    assert create_model("snn_resnet20_t4", run, num_steps=2).num_steps == 2
+    with pytest.raises(InputError, match="does not fit"):
+        create_model("snn_resnet20_t4", run, shortcut="conv")
 
 
 @pytest.mark.parametrize("extra", [("--mixup", 0.8), ("--cutmix", 1.0, "--mixup", 0.2, "--smoothing", 0.1)])

@@ -110,6 +110,14 @@ class SpikingModel(nn.Module):
             check_choice("grad_method", value, GRAD_METHODS)
         super().__setattr__(name, value)
 
+    def _make_head(self, num_classes: int, pool_type: str, dd: dict) -> None:
+        before = self.head_fc
+        super()._make_head(num_classes, pool_type, dd)
+        if self.has_hidden_head and self.head_fc is not before:
+            # No batch norm brings its neurons near their threshold, and pooled rates are small: begun with a bias near
+            # zero they would all be silent, and with them every gradient of the network.
+            nn.init.constant_(self.head_fc.bias, self.head_act.params.threshold)
+
     @property
     def _uses_rates(self) -> bool:
         return self.training and self.grad_method == "rate"
