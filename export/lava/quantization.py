@@ -143,7 +143,6 @@ class _Search:
     num_steps: int
     offset: Tensor
     units: dict[str, float] = field(default_factory=dict)  # of a group
-    shifts: dict[str, int] = field(default_factory=dict)  # bits cut off from a wide population's currents
     # The least and the most that a population can send, by channel; of wide ones in the model's units.
     reach: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     observed: set[str] = field(default_factory=set)  # populations whose reach is what was observed, with headroom
