@@ -27,7 +27,7 @@ from tqdm import tqdm
 import snnzoo
 from snnzoo import data
 from snnzoo.allocator import keep_memory
-from snnzoo.analysis import draw_curves
+from snnzoo.analysis import save_curves
 from snnzoo.checkpoints import BEST, Checkpoints, Progress, Training
 from snnzoo.distill import AnnGuidedDistillationTask, create_teacher, scheduled_alpha
 from snnzoo.errors import InputError
@@ -289,6 +289,8 @@ def main(argv: list[str] | None = None) -> None:
     model = build_student(args)
     batches, val_batches, facts = build_data(args, model, processes)
     task = build_task(args, model, processes.device)
+    if isinstance(task, AnnGuidedDistillationTask):
+        task.begin(next(iter(batches.epoch(0)))[0])
     training, epochs = build_training(args, task, batches.steps, processes)
     folder = processes.from_first(open_run_dir(args) if processes.is_first else None)
     if processes.is_first:
@@ -317,7 +319,7 @@ def main(argv: list[str] | None = None) -> None:
             records.close(finished=progress.epoch == epochs)
     if records:
         try:
-            draw_curves({folder.name: records.rows}, folder / "curves.png")
+            save_curves(folder, records.rows)
         except InputError as error:
             _logger.info(f"no picture of the curves: {error}")
     best = f"best {args.eval_metric} {progress.best_metric:.2f} in epoch {progress.best_epoch}"

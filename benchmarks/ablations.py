@@ -20,7 +20,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from snnzoo.analysis import draw_curves
+from snnzoo.analysis import draw_curves, save
 from snnzoo.data import write_digits
 from snnzoo.errors import InputError
 from snnzoo.files import write_atomically
@@ -122,9 +122,8 @@ def main() -> None:
             table = write_tables(args.output, found)
     print(table)
     try:
-        draw_curves(
-            {VARIANTS[name][0]: runs[args.seeds[0]] for name, runs in found.items()}, args.output / "curves.png"
-        )
+        runs = {VARIANTS[name][0]: by_seed[args.seeds[0]] for name, by_seed in found.items()}
+        save(draw_curves(runs), args.output / "curves.png")
     except InputError as error:
         print(error)
 

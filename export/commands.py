@@ -1,17 +1,20 @@
 """``snnzoo export``: what the command line says, as calls of the exporters."""
 
 import argparse
+import json
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import torch
-from timm.utils import ParseKwargs
 from torch import Tensor, nn
 
 from snnzoo.errors import InputError
-from snnzoo.scripting import model_kwargs
+from snnzoo.model_options import add_data, add_model, make_model, open_data
 
+ACTIVITY_IMAGES = 64
 CALIBRATION_IMAGES = 128
 PARITY_IMAGES = 8
 
@@ -19,12 +22,12 @@ PARITY_IMAGES = 8
 def add_commands(targets: argparse._SubParsersAction) -> None:
     """Add ``graph``, ``onnx``, ``nir`` and ``lava``."""
     graph = targets.add_parser("graph", help="print the network that every exporter starts from, batch norms folded")
-    _add_model(graph)
+    add_model(graph)
     graph.add_argument("--plot", metavar="FILE", help="draw it, too: a png, svg or pdf file")
     graph.set_defaults(command=_graph)
 
     onnx = targets.add_parser("onnx", help="ONNX: images in, averaged logits out; checked in onnxruntime")
-    _add_model(onnx)
+    add_model(onnx)
     _add_file(onnx)
     onnx.add_argument(
         "--mode",
@@ -39,13 +42,13 @@ def add_commands(targets: argparse._SubParsersAction) -> None:
     onnx.set_defaults(command=_onnx)
 
     nir = targets.add_parser("nir", help="NIR: for other simulators of spiking networks")
-    _add_model(nir)
+    add_model(nir)
     _add_file(nir)
     nir.add_argument("--target", default="any", metavar="NAME", help="importer: any, snntorch, norse or spikingjelly")
     nir.set_defaults(command=_nir)
 
     lava = targets.add_parser("lava", help="Lava: the integers of a Loihi 2 chip, for `snnzoo simulate`")
-    _add_model(lava)
+    add_model(lava)
     _add_file(lava)
     lava.add_argument("--calibration-split", default="train", metavar="NAME", help="(default: %(default)s)")
     lava.add_argument("--calibration-images", type=int, default=32, metavar="N", help="(default: %(default)s)")
@@ -65,46 +68,26 @@ def add_simulate(commands: argparse._SubParsersAction) -> None:
     simulate.set_defaults(command=_simulate)
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("model", help="name of a zoo model")
-    add("--checkpoint", metavar="FILE", help="its weights")
-    add("--pretrained", action="store_true", help="its pretrained weights")
-    add("--num-classes", type=int, metavar="N")
-    add("--in-chans", type=int, metavar="N")
-    add("--num-steps", type=int, metavar="T", help="time steps (default: the model's)")
-    add("--model-kwargs", nargs="*", default={}, action=ParseKwargs, metavar="K=V")
-    add("--input-size", nargs=3, type=int, metavar="N", help="channels, height, width")
+def add_resources(commands: argparse._SubParsersAction) -> None:
+    """Add ``resources``."""
+    resources = commands.add_parser("resources", help="estimate cores, operations, latency and energy on Loihi 2")
+    add_model(resources)
+    add_data(resources, f"{ACTIVITY_IMAGES} images from all over it tell how active the neurons are")
+    resources.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    resources.set_defaults(command=_resources)
 
 
 def _add_file(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-o", "--output", required=True, metavar="FILE")
-    add("--data-dir", metavar="DIR", help="images to compare on and to measure the accuracy, before and after")
-    add("--dataset", metavar="NAME", default="", help="timm's names: torch/…, hfds/…; a folder or tar if empty")
-    add("--split", metavar="NAME", default="validation", help="(default: %(default)s)")
-    add("-b", "--batch-size", type=int, default=64, metavar="N", help="for the accuracy (default: %(default)s)")
-
-
-def _model(args: argparse.Namespace) -> nn.Module:
-    from snnzoo.weights import create_model
-
-    return create_model(
-        args.model,
-        args.checkpoint,
-        pretrained=args.pretrained,
-        in_chans=args.in_chans or (args.input_size and args.input_size[0]),
-        num_classes=args.num_classes,
-        num_steps=args.num_steps,
-        **model_kwargs(args),
-    )
+    add_data(parser, "images to compare on and to measure the accuracy, before and after")
 
 
 def _graph(args: argparse.Namespace) -> None:
     from snnzoo.export.plot import plot
     from snnzoo.export.trace import trace
 
-    graph = trace(_model(args), args.input_size)
+    graph = trace(make_model(args), args.input_size)
     print(graph.table(), end="")
     print(f"{graph.num_parameters:,} parameters, {len(graph.folded)} batch norms folded, {graph.num_steps} time steps")
     for change in graph.changed:
@@ -116,7 +99,7 @@ def _graph(args: argparse.Namespace) -> None:
 def _onnx(args: argparse.Namespace) -> None:
     from snnzoo.export.onnx import DEFAULT_OPSET, export_onnx
 
-    model = _model(args)
+    model = make_model(args)
     options = _on_data(args, model)
     if args.int8:
         if not (args.data_dir or args.dataset):
@@ -133,8 +116,20 @@ def _onnx(args: argparse.Namespace) -> None:
 def _nir(args: argparse.Namespace) -> None:
     from snnzoo.export.nir import export_nir
 
-    model = _model(args)
+    model = make_model(args)
     _export(partial(export_nir, model, args.output, args.input_size, target=args.target, **_on_data(args, model)))
+
+
+def _resources(args: argparse.Namespace) -> None:
+    from snnzoo.export.lava.resources import estimate
+    from snnzoo.export.trace import trace
+
+    model = make_model(args)
+    graph, images = trace(model, args.input_size), None
+    if args.data_dir or args.dataset:
+        images = torch.cat(list(_spread(*_data(args, model, args.split), ACTIVITY_IMAGES)))
+    result = estimate(graph, images)
+    print(json.dumps(result.to_dict(), indent=2) if args.json else result.table().rstrip())
 
 
 def _lava(args: argparse.Namespace) -> None:
@@ -143,7 +138,7 @@ def _lava(args: argparse.Namespace) -> None:
 
     if not (args.data_dir or args.dataset):
         raise InputError("scales are chosen on images: give --data-dir")
-    model = _model(args)
+    model = make_model(args)
     options = _on_data(args, model)
     config = data.data_config({"input_size": args.input_size}, model, args.dataset)
     preprocessing = {key: config[key] for key in ("mean", "std", "interpolation", "crop_pct")}
@@ -158,14 +153,13 @@ def _lava(args: argparse.Namespace) -> None:
 
 
 def _simulate(args: argparse.Namespace) -> None:
-    from snnzoo.export.lava import MismatchError, find_python, open_network, simulate
+    from snnzoo.export.lava import MismatchError, open_network, simulate
     from snnzoo.export.lava.export import read_images
 
     network = open_network(args.network, args.num_steps)
     images, files = read_images(network, args.images, args.count)
-    python = find_python(args.python)
     try:
-        result = simulate(args.network, images, python, args.fast)
+        result = simulate(args.network, images, args.python, args.fast)
     except MismatchError as error:
         print(f"snnzoo: error: {error}", file=sys.stderr)
         sys.exit(1)
@@ -192,21 +186,33 @@ def _export(export: Callable[[], dict]) -> None:
     print(as_text(report), end="")
 
 
+def onnx_parity(model: nn.Module, images: Tensor) -> dict:
+    """The report of an ONNX export that is compared on ``images``, normalised, and thrown away.
+
+    Raises:
+        InputError: the model, or frames, have no ONNX form, the extra ``onnx`` is missing, or onnxruntime computes
+            something else: the caller goes on and tells.
+    """
+    from snnzoo.export.onnx import export_onnx
+    from snnzoo.export.parity import ParityError
+
+    if images.ndim != 4:
+        raise InputError("exports are compared on images, not on frames")
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path, size = Path(folder) / "net.onnx", tuple(images.shape[1:])
+            return export_onnx(model, path, size, dynamic_batch=True, images=images)
+    except ParityError as error:
+        raise InputError(str(error)) from error
+
+
 def _data(args: argparse.Namespace, model: nn.Module, split: str):
     """The images of a split, and batches of them as the model takes them."""
-    from timm.data import create_transform
-
     from snnzoo import data
-    from snnzoo.processes import Processes
 
     if args.dataset in data.FRAME_DATASETS:
         raise InputError(f"--dataset {args.dataset}: exports are compared on images, not on frames; leave it out")
-    config = data.data_config({"input_size": args.input_size}, model, args.dataset)
-    dataset = data.open_dataset(args.dataset, args.data_dir, split, model.num_classes, model.in_chans)
-    dataset.transform = create_transform(is_training=False, use_prefetcher=True, **config)
-    return dataset, data.evaluation_batches(
-        dataset, args.batch_size, model.num_classes, Processes("cpu"), 0, config["mean"], config["std"]
-    )
+    return open_data(args, model, split)
 
 
 def _on_data(args: argparse.Namespace, model: nn.Module) -> dict:

@@ -313,6 +313,14 @@ class Graph:
         """Whether one window is the whole image."""
         return node.kernel == self.shapes[node.inputs[0]][1:] and node.padding == (0, 0)
 
+    def linear_behind(self, pool: Pool) -> Linear | None:
+        """The linear layer that global average pooling can be part of, if nothing else reads it."""
+        (flatten, *others) = self.readers(pool.name)
+        if others or not isinstance(flatten, Flatten) or not self.is_global(pool) or pool.pool != "avg":
+            return None
+        (linear, *others) = self.readers(flatten.name)
+        return None if others or not isinstance(linear, Linear) else linear
+
     def averaged_from(self) -> str:
         """The name of the node whose output to average over time: what follows is linear and need not see each step."""
         node = self[self.output.inputs[0]]

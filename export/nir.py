@@ -164,7 +164,7 @@ def refusals(graph: Graph, target: str) -> list[str]:
             why = f"SEW's {node.gate.upper()}: NIR joins values by adding them; connect='add' can be written"
         elif isinstance(node, Pool) and node.pool == "max":
             why = "NIR has no max pooling; stem='cifar' and strided convolutions do without"
-        elif isinstance(node, Pool) and not importer.average_pool and not _in_affine(graph, node):
+        elif isinstance(node, Pool) and not importer.average_pool and not graph.linear_behind(node):
             why = f"{target} has no average pooling"
         elif isinstance(node, ReLU):
             why = "NIR describes spiking networks, this is an ANN's activation"
@@ -185,7 +185,7 @@ def _changes(graph: Graph) -> list[str]:
     changes += [
         f"{node.name}: folded into the weights of the linear layer behind it"
         for node in graph
-        if isinstance(node, Pool) and _in_affine(graph, node)
+        if isinstance(node, Pool) and graph.linear_behind(node)
     ]
     changes += [
         f"{node.name}: a 1x1 convolution that passes on its input, since several layers read the sum"
@@ -193,15 +193,6 @@ def _changes(graph: Graph) -> list[str]:
         if isinstance(node, Add) and not _is_plain_sum(graph, node)
     ]
     return changes
-
-
-def _in_affine(graph: Graph, pool: Pool) -> Linear | None:
-    """The linear layer that global average pooling can be part of."""
-    (flatten, *others) = graph.readers(pool.name)
-    if others or not isinstance(flatten, Flatten) or not graph.is_global(pool) or pool.pool != "avg":
-        return None
-    (linear, *others) = graph.readers(flatten.name)
-    return None if others or not isinstance(linear, Linear) else linear
 
 
 def _is_plain_sum(graph: Graph, node: Add) -> bool:
@@ -230,7 +221,7 @@ def to_nir(graph: Graph, target: str = "any"):
         if isinstance(node, Add) and _is_plain_sum(graph, node):
             sources[node.name] = inputs
             continue
-        if isinstance(node, Pool) and _in_affine(graph, node):
+        if isinstance(node, Pool) and graph.linear_behind(node):
             sources[node.name] = inputs
             continue
         nodes[node.name] = _convert(nir, graph, node, before, shape)
@@ -268,7 +259,7 @@ def _convert(nir, graph: Graph, node: Node, before: tuple[int, ...], shape: tupl
     if isinstance(node, Flatten):
         # Of a pooling that moved into the linear layer, the whole image is flattened.
         pool = graph[node.inputs[0]]
-        if isinstance(pool, Pool) and _in_affine(graph, pool):
+        if isinstance(pool, Pool) and graph.linear_behind(pool):
             before = graph.shapes[pool.inputs[0]]
         # Counted from the end, the axes are the same with a batch before them.
         return nir.Flatten({"input": np.array(before)}, start_dim=-len(before), end_dim=-1)
@@ -282,7 +273,7 @@ def _with_pool(graph: Graph, node: Linear) -> np.ndarray:
     weight = node.weight.numpy()
     flatten = graph[node.inputs[0]]
     pool = graph[flatten.inputs[0]] if isinstance(flatten, Flatten) else None
-    if isinstance(pool, Pool) and _in_affine(graph, pool):
+    if isinstance(pool, Pool) and graph.linear_behind(pool):
         pixels = pool.kernel[0] * pool.kernel[1]
         weight = (np.repeat(weight.astype(np.float64), pixels, axis=1) / pixels).astype(np.float32)
     return weight

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from snnzoo.errors import InputError
+from snnzoo.analysis.figure import new_figure, save
 from snnzoo.export.graph import Graph
-from snnzoo.export.report import new_file
 
 COLOURS = {
     "input": "#d9d9d9", "output": "#d9d9d9", "conv": "#a6cee3", "linear": "#a6cee3", "lif": "#fdbf6f",
@@ -22,17 +21,9 @@ def plot(graph: Graph, path: str | Path) -> None:
     Raises:
         InputError: the extra ``plot`` is not installed, an unknown format, or a path that cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError(f"--plot needs {error.name}: pip install 'snnzoo[plot]'") from error
-    path = Path(path)
-    formats = Figure().canvas.get_supported_filetypes()
-    if path.suffix[1:] not in formats:
-        raise InputError(f"--plot {str(path)!r}: its suffix must be one of {', '.join(sorted(formats))}")
     places = _places(graph)
     rows, lanes = (1 + max(place[i] for place in places.values()) for i in (0, 1))
-    figure = Figure(figsize=(2.6 * lanes + 1.2, 0.62 * rows + 0.4), layout="tight")
+    figure = new_figure(2.6 * lanes + 1.2, 0.62 * rows + 0.4)
     axes = figure.add_subplot()
     axes.set(xlim=(-0.75, lanes - 0.25), ylim=(rows - 0.4, -0.6))
     axes.axis("off")
@@ -51,8 +42,7 @@ def plot(graph: Graph, path: str | Path) -> None:
             lane, row, f"{node.name}\n{node.kind} {shape}", ha="center", va="center", fontsize=6,
             bbox=dict(boxstyle="round", fc=COLOURS[node.kind], ec="#555555", lw=0.6),
         )  # fmt: skip
-    with new_file(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:], dpi=130)
+    save(figure, path)
 
 
 def _places(graph: Graph) -> dict[str, tuple[int, int]]:

@@ -7,8 +7,10 @@ from typing import Any
 
 from timm.utils import ParseKwargs
 
+from snnzoo.analysis.commands import add_profile, add_report
+from snnzoo.analysis.plot_commands import add_plot
 from snnzoo.errors import InputError
-from snnzoo.export.commands import add_commands, add_simulate
+from snnzoo.export.commands import add_commands, add_resources, add_simulate, onnx_parity
 from snnzoo.scripting import model_kwargs, run
 
 
@@ -20,6 +22,10 @@ def make_parser() -> argparse.ArgumentParser:
     targets = export.add_subparsers(required=True, metavar="TARGET")
     add_commands(targets)
     add_simulate(commands)
+    add_resources(commands)
+    add_profile(commands)
+    add_plot(commands)
+    add_report(commands, onnx_parity)
 
     push = commands.add_parser("push", help="put a checkpoint into a Hub repository, as safetensors")
     push.add_argument("checkpoint", help="file of weights, or a folder made by pack")

@@ -115,6 +115,23 @@ def read_table(path: str | Path) -> list[dict[str, float]]:
     return [row | {"epoch": int(row["epoch"])} for row in rows]
 
 
+def read_results(path: str | Path) -> list[dict[str, Any]]:
+    """The rows that ``validate.py --results-file`` wrote, ``.csv`` (all values strings) or ``.json``.
+
+    Raises:
+        InputError: the file is not there, or is something else.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        rows = list(csv.DictReader(io.StringIO(text))) if path.suffix == ".csv" else json.loads(text)["results"]
+        if not rows or not all("top1" in row and "model" in row and "num_steps" in row for row in rows):
+            raise ValueError("it has no model, num_steps and top1")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"results {str(path)!r} are not what `validate.py --results-file` writes: {error}") from error
+    return rows
+
+
 def versions() -> dict[str, str | None]:
     """Of what computes a run's numbers."""
     return {

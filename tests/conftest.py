@@ -32,7 +32,7 @@ from safetensors.torch import save_file  # noqa: E402
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # the scripts, which are not part of the package
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +93,18 @@ def hub():
     server = HubServer(HUB_PORT)
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def lava_python():
+    """A Python that can import Lava and snnzoo; tests that ask for it are marked ``lava``."""
+    from snnzoo import InputError
+    from snnzoo.export.lava.interpreter import LAVA, find_interpreter
+
+    try:
+        return find_interpreter(needs=(*LAVA, "snnzoo"))
+    except InputError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture

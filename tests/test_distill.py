@@ -170,6 +170,45 @@ def test_adapter_shapes(out):
     assert Adapter((5, 8, 8), out)(torch.randn(2, 5, 8, 8)).shape == (2, *out)
 
 
+def test_adapters_begin_in_the_teachers_range():
+    """A student that is the teacher: every hybrid then begins as the teacher, but for what a ReLU at -2 s.d. cuts."""
+    teacher = timm.create_model("cifar_resnet20")
+    images, labels = torch.rand(64, 3, 16, 16), torch.zeros(64, dtype=torch.long)
+    with torch.no_grad():  # statistics of these images, so that training mode changes nothing in the student
+        for norm in (m for m in teacher.train().modules() if isinstance(m, nn.BatchNorm2d)):
+            norm.momentum = 1.0
+        teacher(images)
+    student = timm.create_model("cifar_resnet20")
+    student.load_state_dict(teacher.state_dict())
+    task = AnnGuidedDistillationTask(student, teacher, branches=["stem", "1", "2", "fc"], input_size=(3, 16, 16))
+    task.train().student_mean.copy_(task.teacher.mean_kd)
+    task.student_std.copy_(task.teacher.std_kd)
+
+    def similarity_and_distance():
+        found = task.inspect(images)
+        logits = task.teacher(images)
+        return {name: (float(found["similarity"][name].mean()), float((found["hybrids"][name] - logits).abs().mean()))
+                for name in found["hybrids"]}  # fmt: skip
+
+    before = similarity_and_distance()
+    task.begin(images)
+    after = similarity_and_distance()
+    assert sorted(after) == ["1", "2", "fc", "stem"]
+    for name, (similarity, distance) in after.items():
+        assert similarity > 0.995
+        assert distance < before[name][1] / 4
+    assert task(images, labels)["loss"].isfinite()
+
+
+def test_an_adapter_of_another_width_takes_the_teachers_mean_and_spread():
+    adapter, features = Adapter((4, 8, 8), (6, 4, 4)).train(), 3 + 2 * torch.rand(16, 6, 4, 4)
+    adapter.imitate(features)
+    std, mean = torch.std_mean(adapter(torch.rand(64, 4, 8, 8)), (0, 2, 3))
+    expected_std, expected_mean = torch.std_mean(features, (0, 2, 3))
+    torch.testing.assert_close(mean, expected_mean, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(std, expected_std, rtol=1e-2, atol=1e-2)
+
+
 def test_adapter_size_is_the_papers():
     """0.17 M parameters in all for ResNet-18's main branches."""
     task = make_task("snn_resnet18_t1", "cifar_resnet18", size=32)

@@ -101,10 +101,10 @@ def test_a_missing_library_is_named_before_training(digits, tmp_path, monkeypatc
 def test_curves_need_matplotlib_and_epochs(tmp_path, monkeypatch, digits):
     pytest.importorskip("matplotlib")
     with pytest.raises(InputError, match="there is nothing to draw"):
-        draw_curves({"run": []}, tmp_path / "curves.png")
+        draw_curves({"run": []})
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(InputError, match=r"pip install 'snnzoo\[plot\]'"):
-        draw_curves({"run": [{"epoch": 0, "train_loss": 1.0}]}, tmp_path / "curves.png")
+        draw_curves({"run": [{"epoch": 0, "train_loss": 1.0}]})
     train_distill.main(options(digits, tmp_path, "--experiment", "run"))  # ends well all the same
     assert not (tmp_path / "run/curves.png").exists()
     assert read_table(tmp_path / "run/summary.csv")

@@ -1,61 +1,112 @@
-"""A run's curves as a picture: the paper's Figs. 2 and 3, and what else is seen every epoch."""
+"""Runs over their epochs as pictures."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from snnzoo.analysis.figure import COLOURS, as_text, new_figure, save, tidy
 from snnzoo.errors import InputError
-from snnzoo.files import atomic_path
 
-PANELS = (  # title, and the columns: exact names, or those that begin so
-    ("loss", ("train_loss", "eval_loss")),
-    ("top-1 of student and hybrids, %", ("train_top1", "eval_top1", "eval_ema_top1", "eval_top1_*")),
-    ("cosine similarity of C_k(F_Sk) and F_Ak", ("eval_similarity_*",)),
-    ("spikes per neuron and step", ("eval_rate_*",)),
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Rows = Sequence[Mapping[str, float]]
+Panel = tuple[str, str, tuple[str, ...]]  # title, label of the axis, columns: exact names, or those that begin so
+
+TRAINING: tuple[Panel, ...] = (
+    ("loss", "loss, nats", ("train_loss", "eval_loss")),
+    ("accuracy", "top-1, %", ("train_top1", "eval_top1", "eval_ema_top1")),
+    ("firing rate", "neurons that fire at a step, %", ("eval_rate_*",)),
 )
+HYBRIDS: tuple[Panel, ...] = (
+    ("accuracy of the hybrids", "top-1, %", ("eval_top1_*", "eval_top1")),
+    ("features of student and teacher", "cosine similarity of $C_k(F_S)$ and $F_A$", ("eval_similarity_*",)),
+)
+_NAMES = {
+    "train_loss": "training", "eval_loss": "validation", "train_top1": "training", "eval_top1": "validation",
+    "eval_ema_top1": "validation, averaged weights",
+}  # fmt: skip
 _STYLES = ("-", "--", ":", "-.")
 
 
-def draw_curves(runs: Mapping[str, Sequence[Mapping[str, float]]], path: str | Path) -> Path:
-    """Draw metrics over epochs; panels that no run has numbers for are left out.
+def draw_curves(runs: Mapping[str, Rows]) -> "Figure":
+    """Loss, accuracy and firing rates over epochs; panels that no run has numbers for are left out.
 
     Args:
         runs: by name, the rows of their tables (:func:`snnzoo.records.read_table`); several are told apart by line
             style.
-        path: of the picture, PNG or what else matplotlib writes.
-
-    Returns:
-        The path.
 
     Raises:
         InputError: matplotlib is not installed, or there is nothing to draw.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError("curves are drawn by matplotlib: pip install 'snnzoo[plot]'") from error
+    return _draw(runs, TRAINING, "no run has finished an epoch")
+
+
+def draw_hybrids(runs: Mapping[str, Rows]) -> "Figure":
+    """Accuracy of every hybrid, and how alike its features are to the teacher's, over epochs (arXiv 2503.16572,
+    Figs. 2 and 3).
+
+    Args:
+        runs: as for :func:`draw_curves`.
+
+    Raises:
+        InputError: matplotlib is not installed, or no run has hybrids.
+    """
+    if not any(has_hybrids(rows) for rows in runs.values()):
+        raise InputError("there are no hybrids to draw: a run has them with --teacher and --branches other than none")
+    return _draw(runs, HYBRIDS, "no run has finished an epoch")
+
+
+def has_hybrids(rows: Rows) -> bool:
+    """Whether a run's table tells of hybrids."""
+    return any(name.startswith("eval_similarity_") for row in rows for name in row)
+
+
+def save_curves(folder: Path, rows: Rows) -> None:
+    """A run's figures, into its folder: ``curves.png``, and ``hybrids.png`` if it has hybrids.
+
+    Raises:
+        InputError: matplotlib is not installed, or there is nothing to draw.
+    """
+    save(draw_curves({folder.name: rows}), folder / "curves.png")
+    if has_hybrids(rows):
+        save(draw_hybrids({folder.name: rows}), folder / "hybrids.png")
+
+
+def _draw(runs: Mapping[str, Rows], wanted: Sequence[Panel], nothing: str) -> "Figure":
     columns = dict.fromkeys(name for rows in runs.values() for row in rows for name in row)
-    panels = [(title, [name for want in wanted for name in _matching(want, columns)]) for title, wanted in PANELS]
-    panels = [(title, names) for title, names in panels if names]
+    panels = [(title, label, [n for w in names for n in _matching(w, columns)]) for title, label, names in wanted]
+    panels = [panel for panel in panels if panel[2]]
     if not panels:
-        raise InputError("there is nothing to draw: no run has finished an epoch")
-    figure = Figure((5 * len(panels), 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, (title, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        raise InputError(f"there is nothing to draw: {nothing}")
+    figure = new_figure(4.8 * len(panels), 4)
+    for axes, (title, label, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for (run, rows), style in zip(runs.items(), _STYLES * len(runs), strict=False):
-            for color, name in enumerate(names):
-                points = [(row["epoch"], row[name]) for row in rows if name in row]
-                if points:
-                    label = name.removeprefix("eval_").replace("top1_", "hybrid ").replace("_", " ")
-                    axes.plot(*zip(*points, strict=True), style, color=f"C{color}", marker=".", markersize=3,
-                              label=label if len(runs) == 1 else f"{run}: {label}")  # fmt: skip
-        axes.set(title=title, xlabel="epoch")
-        axes.grid(alpha=0.3)
+            for index, name in enumerate(names):
+                scale = 100 if name.startswith("eval_rate_") else 1
+                points = [(row["epoch"], scale * row[name]) for row in rows if name in row]
+                if not points:
+                    continue
+                colour = COLOURS[index % len(COLOURS)]
+                if wanted is HYBRIDS and name == "eval_top1":
+                    colour = COLOURS[-1]  # the student, black beside its hybrids
+                called = as_text(_called(name, wanted is HYBRIDS))
+                axes.plot(*zip(*points, strict=True), style, color=colour, marker=".", markersize=3,
+                          label=called if len(runs) == 1 else f"{as_text(run)}: {called}")  # fmt: skip
+        axes.set(title=title, xlabel="epoch", ylabel=label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        tidy(axes)
         axes.legend(fontsize="x-small")
-    path = Path(path)
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        figure.savefig(file, format=path.suffix.lstrip(".") or "png", dpi=120)
-    return path
+    return figure
+
+
+def _called(name: str, hybrids: bool) -> str:
+    if hybrids and name == "eval_top1":
+        return "student"
+    for prefix, kind in (("eval_top1_", "hybrid "), ("eval_similarity_", "stage "), ("eval_rate_", "")):
+        if name.startswith(prefix):
+            return kind + name.removeprefix(prefix).replace("layer", "stage " if not kind else "")
+    return _NAMES[name]
 
 
 def _matching(wanted: str, columns: Mapping[str, None]) -> list[str]:

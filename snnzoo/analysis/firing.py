@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snnzoo.errors import InputError
@@ -23,8 +24,7 @@ class SpikeCounter:
         self._layers = {name: module for name, module in model.named_modules() if isinstance(module, LIF)}
         if not self._layers:
             raise InputError(f"{type(model).__name__} has no LIF layers: nothing fires")
-        self._spikes: dict[str, Tensor] = {}
-        self._sites: dict[str, int] = {}
+        self._counts: dict[str, Tensor] = {}  # [2, T]: spikes at each step, and chances to fire
         self._hooks = []
 
     def __enter__(self) -> "SpikeCounter":
@@ -37,15 +37,21 @@ class SpikeCounter:
 
     def _count(self, name: str) -> Callable:
         def hook(module, args, output):
-            spikes = output.sum(dtype=torch.float64)
-            self._spikes[name] = self._spikes.get(name, 0.0) + spikes
-            self._sites[name] = self._sites.get(name, 0) + output.numel()
+            spikes = output.sum(tuple(range(1, output.ndim)), dtype=torch.float64)
+            counts = torch.stack([spikes, torch.full_like(spikes, output[0].numel())])
+            before = self._counts.get(name, counts.new_zeros(2, 0))
+            longest = max(before.shape[1], counts.shape[1])  # recordings may differ in length
+            self._counts[name] = sum(F.pad(x, (0, longest - x.shape[1])) for x in (before, counts))
 
         return hook
 
+    def by_step(self) -> dict[str, list[float]]:
+        """Spikes per neuron at each step, of each layer that ran."""
+        return {name: (counts[0] / counts[1]).tolist() for name, counts in self._counts.items()}
+
     def by_layer(self) -> dict[str, float]:
         """Spikes per neuron and step of each layer that ran, a number in [0, 1]."""
-        return {name: float(spikes) / self._sites[name] for name, spikes in self._spikes.items()}
+        return {name: _ratio(counts.sum(1)) for name, counts in self._counts.items()}
 
     def by_stage(self, total: Callable[[Tensor], Tensor] = lambda value: value) -> dict[str, float]:
         """The same for each part of the network that a layer's name begins with; the first layers are ``stem``.
@@ -54,10 +60,14 @@ class SpikeCounter:
             total: sums a tensor over processes.
         """
         stages: dict[str, Tensor] = {}
-        for name, spikes in self._spikes.items():
+        for name, counts in self._counts.items():
             stage = name.split(".")[0] if "." in name else "stem"
-            stages[stage] = stages.get(stage, 0.0) + torch.stack([spikes, spikes.new_tensor(self._sites[name])])
-        return {name: float(spikes / sites) for name, (spikes, sites) in ((k, total(v)) for k, v in stages.items())}
+            stages[stage] = stages.get(stage, 0.0) + counts.sum(1)
+        return {name: _ratio(total(counts)) for name, counts in stages.items()}
+
+
+def _ratio(counts: Tensor) -> float:
+    return float(counts[0] / counts[1])
 
 
 @torch.no_grad()

@@ -2,45 +2,16 @@
 
 import re
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 
 import timm
-import torch
-from torch import nn
 
+from snnzoo.analysis.profiling import profile
 from snnzoo.errors import InputError
 from snnzoo.files import write_atomically
 from snnzoo.models._cfgs import INITIALISATION
 
 BEGIN, END = "<!-- table: python -m snnzoo.analysis.table -->\n", "<!-- end of table -->\n"
-
-
-@torch.no_grad()
-def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
-    """Multiply-accumulates of all convolutions and linear layers, for one image and one time step.
-
-    Shapes alone are needed, so a model on the meta device is counted without computing anything.
-
-    Args:
-        model: any model; a spiking one has to have ``num_steps=1``.
-        input_size: ``(C, H, W)``.
-    """
-    macs = []
-
-    def count(module, args, output):
-        per_output = module.weight[0].numel()  # of one output value: its kernel, or its row
-        macs.append(output.numel() * per_output)
-
-    training = model.training
-    model.eval()
-    with ExitStack() as stack:
-        for module in model.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                stack.callback(module.register_forward_hook(count).remove)
-        model(torch.empty(1, *input_size, device=next(model.parameters()).device))
-    model.train(training)
-    return sum(macs)
 
 
 def model_table() -> str:
@@ -52,7 +23,7 @@ def model_table() -> str:
     for base, steps in _architectures().items():
         label, name = (f"`{base}_tT`", f"{base}_t{steps[0]}") if steps else (f"`{base}`", base)
         for tag in _tags(name):
-            model = timm.create_model(f"{name}.{tag}", device="meta", **(dict(num_steps=1) if steps else {}))
+            model = timm.create_model(f"{name}.{tag}", device="meta")
             classes, input_size = model.num_classes, model.default_cfg["input_size"]
             hidden = [f"fc {model.head_width}", "LIF" if steps else "ReLU"] if model.has_hidden_head else []
             cells = [
@@ -62,7 +33,7 @@ def model_table() -> str:
                 "x".join(map(str, input_size)),
                 str(classes),
                 f"{sum(p.numel() for p in model.parameters()):,}",
-                f"{count_macs(model, input_size) / 1e6:,.0f} M",
+                f"{profile(model, input_size=input_size).ann_macs / 1e6:,.0f} M",
                 ", ".join(["pool", *hidden, f"fc {classes}"]),
             ]
             rows.append(f"| {' | '.join(cells)} |")

@@ -1,5 +1,6 @@
 """C_k: from a feature map of the student to one that the teacher can go on from."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -7,7 +8,9 @@ from torch import Tensor, nn
 class Adapter(nn.Module):
     """Two 1x1 convolutions with batch norm and ReLU between, and resampling where the maps differ in size.
 
-    Shrinking is by adaptive average pooling, before the convolutions; growing is bilinear, after them.
+    Shrinking is by adaptive average pooling, before the convolutions; growing is bilinear, after them. Where student
+    and teacher are of one width it begins as the identity, up to scale: the convolutions pass each channel on, and the
+    norm between them lifts what is less than two standard deviations below the mean above the ReLU's zero.
 
     Args:
         in_shape: ``(C, H, W)`` of the student's feature map.
@@ -24,9 +27,20 @@ class Adapter(nn.Module):
         self.act1 = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(out_chs, out_chs, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_chs)
+        if in_chs == out_chs:
+            nn.init.dirac_(self.conv1.weight)
+            nn.init.dirac_(self.conv2.weight)
+            nn.init.constant_(self.bn1.bias, 2.0)
         self.size = out_shape[1:]
         self.shrinks = out_shape[1] < in_shape[1]
         self.grows = out_shape[1] > in_shape[1]
+
+    @torch.no_grad()
+    def imitate(self, features: Tensor) -> None:
+        """Give what comes out the mean and standard deviation of each channel of ``features``, ``[B, *out_shape]``."""
+        std, mean = torch.std_mean(features.float(), (0, 2, 3))
+        self.bn2.weight.copy_(std)
+        self.bn2.bias.copy_(mean)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, *in_shape]`` to ``[B, *out_shape]``."""

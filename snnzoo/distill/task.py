@@ -150,6 +150,21 @@ class AnnGuidedDistillationTask(TrainingTask):
             value = torch.tensor(value, device=self.device, dtype=self.dtype).view(1, -1, 1, 1)
             self.register_buffer(f"student_{key}", value, persistent=False)
 
+    @torch.no_grad()
+    def begin(self, images: Tensor) -> None:
+        """Start the hybrids in the teacher's range: each adapter with the mean and spread of the teacher's feature.
+
+        Call it once, before the task is compiled or distributed. Without it adapters begin with mean 0 and variance 1,
+        which the rest of the teacher has never seen, and the first steps are lost on that.
+
+        Args:
+            images: a batch to train on, ``[B, C, H, W]`` or ``[B, T, C, H, W]``, normalised for the student.
+        """
+        if self._enters:
+            features, _ = self.teacher.forward_features(self._teacher_input(images))
+            for name, index in self._enters.items():
+                self.trainable_module.adapters[name].imitate(features[index])
+
     def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any) -> "AnnGuidedDistillationTask":
         """Wrap what is trained in DistributedDataParallel."""
         self.trainable_module = nn.parallel.DistributedDataParallel(

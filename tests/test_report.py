@@ -1,0 +1,177 @@
+"""The page of a run: what it says, that it needs no network, and that nothing from files gets into its markup."""
+
+import base64
+import json
+import re
+import shutil
+import sys
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+import timm
+import torch
+from running import options, taught
+from safetensors.torch import save_file
+
+import train_distill
+from snnzoo import InputError, cli, hub
+from snnzoo.analysis.inspection import Inspection, confusion_matrix, inspect_run
+from snnzoo.analysis.report import render
+from snnzoo.records import read_table
+
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture(scope="module")
+def run(digits, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    save_file(timm.create_model("cifar_resnet20").state_dict(), folder / "teacher.safetensors")
+    train_distill.main(options(digits, folder, *taught(folder / "teacher.safetensors"), "--experiment", "run"))
+    return folder / "run"
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page; every tag must be closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.text, self.open = [], [], "", []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def pictures(page):
+    return [base64.b64decode(value.partition(",")[2]) for key, value in page.attributes if key == "src"]
+
+
+def assert_offline(text):
+    page = Page(text)
+    assert not {"script", "link", "iframe", "object", "embed"} & set(page.tags)
+    for key, value in page.attributes:
+        if key in ("src", "href"):
+            assert value.startswith(("data:image/svg+xml;base64,", "#")), value
+        assert not key.startswith("on")
+    markup = re.sub(r"data:[^\"]*", "", text)
+    assert "//" not in markup.replace("<!--", "") and "url(" not in markup and "@import" not in markup
+    for picture in pictures(page):
+        for element in ElementTree.fromstring(picture).iter():
+            for key, value in element.attrib.items():
+                assert not key.endswith("href") or value.startswith(("#", "data:image/png;base64,"))
+
+
+def test_the_command(run, capsys):
+    pytest.importorskip("onnxruntime")
+    cli.main(["report", str(run)])
+    assert capsys.readouterr().out.strip() == str(run / "report.html")
+    text = (run / "report.html").read_text()
+    assert_offline(text)
+    page = Page(text)
+    assert len(pictures(page)) == 5  # curves, hybrids, confusion, rates, energy
+    for title in ("Configuration", "Curves", "Confusion", "Firing rates", "Energy", "Deployment"):
+        assert title in page.text
+    top1 = read_table(run / "summary.csv")[0]["eval_top1"]
+    assert f"top-1 {top1:.2f} %" in page.text
+    assert "onnxpassed" in page.text
+    assert "distilled from cifar_resnet20" in page.text
+
+
+def test_confusion(run, digits):
+    found = inspect_run(run)
+    assert found.confusion.sum() == 40
+    assert found.confusion.sum(1).tolist() == [4] * 10
+    assert found.classes == [str(label) for label in range(10)]
+    top1 = read_table(run / "summary.csv")[0]["eval_top1"]
+    assert 100 * int(found.confusion.diagonal().sum()) / 40 == pytest.approx(top1)
+    model, _ = hub.load(run / "model_best.pth.tar")
+    x = torch.randn(6, 3, 8, 8)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    with torch.no_grad():
+        answers = model.eval()(x).argmax(1)
+    counts = confusion_matrix(model, [(x[:4], labels[:4]), (x[4:], labels[4:])])
+    for label, answer in zip(labels.tolist(), answers.tolist(), strict=True):
+        counts[label, answer] -= 1
+    assert not counts.any()
+
+
+def test_without_data_it_says_so(run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    summary = json.loads((copy / "summary.json").read_text())
+    summary["options"]["data_dir"] = "/nowhere"
+    (copy / "summary.json").write_text(json.dumps(summary))
+    text = render(inspect_run(copy))
+    assert_offline(text)
+    assert "there is no such folder or file" in text
+    assert "--data-dir" in text
+    assert len(pictures(Page(text))) == 2
+    for checkpoint in copy.glob("*.pth.tar"):
+        checkpoint.unlink()
+    assert "The folder has no checkpoint" in render(inspect_run(copy))
+
+
+def test_a_failed_export_is_told(run):
+    def fails(model, images):
+        raise InputError("it is not what the model computes")
+
+    found = inspect_run(run, images=8, deploy=fails)
+    assert found.profile.images == 8
+    parity = dict(images=8, neuron_steps=100, differing=3, ties=1, logits=0.0, logit_tolerance=1e-4, same_top1=8)
+    found.deploy.append({"target": "nir", "parity": parity})
+    page = Page(render(found))
+    assert "it is not what the model computes." in page.text
+    assert "nirfailed" in page.text
+    assert "0 of 1" in page.text
+
+
+EVIL = '<script>alert("$x$")</script>&"\'$\\frac{$'
+
+
+def test_nothing_from_files_gets_into_the_markup(run):
+    found = inspect_run(run, images=8)
+    evil = Inspection(
+        name=EVIL,
+        options={"model": EVIL, "teacher": EVIL, "epochs": EVIL, EVIL: EVIL, "list": [EVIL], "dict": {EVIL: EVIL}},
+        summary={"data": {EVIL: {EVIL: EVIL}}, "versions": {EVIL: EVIL}, "git": {EVIL: EVIL}, "started": EVIL,
+                 "best": {"metric": EVIL, "value": 1.0, "epoch": EVIL}},
+        rows=[{"epoch": 0, "train_loss": 1.0, f"eval_top1_{EVIL}": 1.0, f"eval_similarity_{EVIL}": 1.0}],
+        checkpoint=EVIL,
+        classes=[EVIL] * 10,
+        confusion=found.confusion,
+        profile=found.profile,
+        deploy=[{"target": EVIL, "parity": dict(images=EVIL, neuron_steps=1, differing=1, ties=1, logits=0.0,
+                                                logit_tolerance=1.0, same_top1=EVIL)}],
+        missing={"deploy": EVIL},
+    )  # fmt: skip
+    text = render(evil)
+    assert_offline(text)
+    assert text.count("<script") == 0
+    assert Page(text).text.count(EVIL) > 10  # it is there, as text
+
+
+def test_bad_input(run, tmp_path, capsys, monkeypatch):
+    for command, match in (
+        (f"report {tmp_path}", "no run at .*: a run's folder has a summary.csv"),
+        (f"report {run} --data-dir {tmp_path}/nowhere", "there is no such folder or file"),
+        (f"report {run} -o report.pdf", "--output must end in .html, got 'report.pdf'"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(command.split())
+        assert ended.value.code == 2
+        assert re.search(match, capsys.readouterr().err)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(SystemExit):
+        cli.main(["report", str(run)])
+    assert "pip install 'snnzoo[plot]'" in capsys.readouterr().err
