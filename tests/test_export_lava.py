@@ -26,6 +26,7 @@ from snnzoo.export.lava import (
     simulate,
     simulate_integer,
 )
+from snnzoo.export.lava.interpreter import find_interpreter
 from snnzoo.export.lava.lower import evaluate, lower, pixel_offset
 from snnzoo.export.lava.simulator.network import NetworkError, load, save
 from snnzoo.export.trace import trace
@@ -320,6 +321,15 @@ def test_interpreter_without_lava(tmp_path):
     save(tiny(), tmp_path / "net.h5")
     with pytest.raises(InputError, match=rf"no Python with Lava: {sys.executable}: cannot import lava.*make lava-env"):
         simulate(tmp_path / "net.h5", np.zeros((1, 3, 2, 2), np.uint8), sys.executable)
+
+
+@pytest.fixture(scope="session")
+def lava_python():
+    """A Python with Lava, or the reason why there is none; unlike conftest's it need not have snnzoo."""
+    try:
+        return find_interpreter(needs=("lava.lib.dl.netx.hdf5", "h5py"))
+    except InputError as error:
+        pytest.skip(str(error))
 
 
 @pytest.mark.slow
