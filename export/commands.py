@@ -153,14 +153,13 @@ def _lava(args: argparse.Namespace) -> None:
 
 
 def _simulate(args: argparse.Namespace) -> None:
-    from snnzoo.export.lava import MismatchError, find_python, open_network, simulate
+    from snnzoo.export.lava import MismatchError, open_network, simulate
     from snnzoo.export.lava.export import read_images
 
     network = open_network(args.network, args.num_steps)
     images, files = read_images(network, args.images, args.count)
-    python = find_python(args.python)
     try:
-        result = simulate(args.network, images, python, args.fast)
+        result = simulate(args.network, images, args.python, args.fast)
     except MismatchError as error:
         print(f"snnzoo: error: {error}", file=sys.stderr)
         sys.exit(1)

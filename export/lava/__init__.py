@@ -2,7 +2,7 @@
 
 from snnzoo.export.lava.quantization import LayerReport, Quantized, quantize
 from snnzoo.export.lava.reference import IntegerRun, simulate_integer
-from snnzoo.export.lava.runner import MismatchError, compare, find_python, open_network, run_simulator, simulate
+from snnzoo.export.lava.runner import MismatchError, compare, open_network, run_simulator, simulate
 from snnzoo.export.lava.simulator.network import Layer, LoihiNetwork, Synapses
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "Quantized",
     "Synapses",
     "compare",
-    "find_python",
     "open_network",
     "quantize",
     "run_simulator",

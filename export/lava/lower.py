@@ -51,7 +51,7 @@ class Population:
     """Neurons of one kind.
 
     Kinds: ``input``; ``neurons``, the model's own; ``logic``, neurons that fire above a whole number ``threshold`` and
-    forget (max pooling, SEW's gates); ``count``, sums of spikes; ``current``, sums of currents in the unit of ``group``;
+    forget (max pooling, SEW's gates); ``count``, sums of spikes; ``current``, sums of currents in the ``group``'s unit;
     ``wide``, currents in a unit of their own, to be shifted into another's; ``readout``.
 
     Attributes:
@@ -209,7 +209,7 @@ class _Lowering:
         return next(population for population in self.populations if population.name == name)
 
     def _stream(self, name: str, value: _Value) -> _Value:
-        """A current that several read, or that is worked on, as a population that passes it on; the bias stays behind."""
+        """A current that several read, or that is worked on, as a population that passes it on without its bias."""
         links = self._links(value)
         stream = Population(name, "current", value.shape, links, group=self._group(name, links))
         return replace(self._add(stream), bias=value.bias)

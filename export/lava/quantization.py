@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snnzoo.errors import InputError
@@ -142,11 +143,11 @@ class _Search:
     num_steps: int
     offset: Tensor
     units: dict[str, float] = field(default_factory=dict)  # of a group
-    shifts: dict[str, int] = field(default_factory=dict)  # bits cut off from a wide population's currents
     # The least and the most that a population can send, by channel; of wide ones in the model's units.
     reach: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     observed: set[str] = field(default_factory=set)  # populations whose reach is what was observed, with headroom
     alone: dict[str, float] = field(default_factory=dict)  # see LayerReport
+    joint: dict[int, Tensor] = field(default_factory=dict)  # weights rounded together, by their link's id
     lost: dict[str, float] = field(default_factory=dict)  # what rounding down takes of a current, on average
 
     def __post_init__(self):
@@ -209,8 +210,21 @@ class _Search:
         if not tried:
             raise InputError(f"{group}: no scale keeps its currents within 16 bits; its weights reach {largest:g}")
         loss, self.units[group] = min(tried)
+        loss = self._round_jointly(scaled, members, loss)
         if len(members) == 1 and neurons:
             self.alone[members[0].name] = 1 - loss / self.values[members[0].name].numel()
+
+    def _round_jointly(self, scaled: list[tuple[Population, Link]], members: list[Population], loss: float) -> float:
+        """Round each weight so that it makes up for what rounding the ones before it did; kept where that helps."""
+        links = {id(link): (p, link) for p, link in scaled if link.groups == 1 and not _passes_on(link)}
+        for key, (p, link) in links.items():
+            weight = link.weight * (self._unit(link.source) / self.units[p.group])
+            self.joint[key] = _compensated(weight, _second_moments(link, self.values[link.source]))
+        better = self._loss(members) if self._fits(members) else np.inf
+        if better >= loss:
+            for key in links:
+                del self.joint[key]
+        return min(better, loss)
 
     def _fits(self, members: list[Population]) -> bool:
         """Whether no input whatever makes a current or a bias too large, with the units as they are."""
@@ -260,8 +274,16 @@ class _Search:
         """The link's weights as integers, in 8 bits but where connections can lie side by side."""
         if link.exact:
             return link.weight.sign()
+        if id(link) in self.joint:
+            return self.joint[id(link)]
         weight = (link.weight * (self._unit(link.source) / self.units[p.group])).round()
         return weight.clamp(*(PARALLEL * limit for limit in WEIGHT)) if _passes_on(link) else weight.clamp(*WEIGHT)
+
+    def _beyond(self, p: Population, link: Link) -> int:
+        """How many weights are beyond 8 bits."""
+        weight = (link.weight * (self._unit(link.source) / self.units[p.group])).round()
+        parallel = PARALLEL if _passes_on(link) else 1
+        return int(((weight < parallel * WEIGHT[0]) | (weight > parallel * WEIGHT[1])).sum())
 
     def _arriving(self, p: Population, reach) -> tuple[np.ndarray, np.ndarray]:
         """The least and the most that any input can bring, ``[C]``."""
@@ -334,10 +356,7 @@ class _Search:
             for synapses in self._synapses(p, link, weight)
         ]
         layer = Layer(p.name, kind, p.shape, tuple(inputs), **settings)
-        full = [(link.weight * (self._unit(link.source) / unit)).round() for link in p.links]
-        saturated = clipped + sum(
-            int((a != b).sum()) for a, b, link in zip(full, weights, p.links, strict=True) if not link.exact
-        )
+        saturated = clipped + sum(self._beyond(p, link) for link in p.links if not link.exact)
         report = LayerReport(
             p.name, unit, settings["threshold"] if p.kind == "neurons" else None,
             int(max(float(w.abs().max()) for w in weights)), saturated, int(max(-low.min(), high.max())),
@@ -364,6 +383,31 @@ def _passes_on(link: Link) -> bool:
     return weight[0, 0].numel() == 1 and bool(
         ((weight == 0) | (weight == 1)).all() and (weight.sum((1, 2, 3)) <= 1).all()
     )
+
+
+def _second_moments(link: Link, x: Tensor) -> Tensor:
+    """``[K, K]``: how the inputs that meet a kernel's K weights go together, from about 2^15 places of the map."""
+    x = x.flatten(0, 1)
+    share = max(1, x.shape[0] * x.shape[2] * x.shape[3] // (link.stride[0] * link.stride[1]) >> 15)
+    columns = F.unfold(x[::share], link.weight.shape[2:], link.dilation, link.padding, link.stride)
+    columns = columns.transpose(0, 1).flatten(1).double()
+    return columns @ columns.T / columns.shape[1]
+
+
+def _compensated(weight: Tensor, moments: Tensor) -> Tensor:
+    """Integers near ``weight`` ``[O, C, KH, KW]`` whose errors cancel on inputs of such second moments.
+
+    Weights are rounded one after the other, and what that changes is taken back by those still to come (GPTQ, arXiv
+    2210.17323, Eq. 2 and 3; the order is the kernel's).
+    """
+    damped = moments + 0.01 * moments.diagonal().mean().clamp(1e-12) * torch.eye(len(moments), dtype=moments.dtype)
+    factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+    left, result = weight.double().flatten(1).clone(), []
+    for k in range(left.shape[1]):
+        rounded = left[:, k].round().clamp(*WEIGHT)
+        result.append(rounded)
+        left -= ((left[:, k] - rounded) / factor[k, k])[:, None] * factor[k]
+    return torch.stack(result, 1).reshape(weight.shape).to(weight.dtype)
 
 
 def _snap(unit: float, threshold: float | None) -> float:

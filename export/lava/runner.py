@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,12 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from snnzoo.errors import InputError
+from snnzoo.export.lava.interpreter import find_interpreter
 from snnzoo.export.lava.reference import IntegerRun, simulate_integer
 from snnzoo.export.lava.simulator.network import LoihiNetwork, NetworkError, load
 
-VARIABLE = "SNNZOO_LAVA_PYTHON"
 _HERE = Path(__file__).parent
-_HAS_LAVA = "import sys, importlib.util as u; sys.exit(not (u.find_spec('lava') and u.find_spec('lava.magma')))"
+NEEDS = ("lava.proc.conv.process", "h5py")
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,33 +72,6 @@ class MismatchError(RuntimeError):
     """The simulator fires otherwise than predicted; the message names the first difference."""
 
 
-def find_python(python: str | None = None) -> str:
-    """An interpreter that has lava-dl.
-
-    Args:
-        python: which one; by default what the environment variable ``SNNZOO_LAVA_PYTHON`` says, ``.venv-lava`` here or
-            beside the package, or this one.
-
-    Raises:
-        InputError: there is none, or it has no Lava.
-    """
-    python = python or os.environ.get(VARIABLE)
-    venvs = [folder / ".venv-lava/bin/python" for folder in (Path.cwd(), _HERE.parents[1])]
-    candidates = [python] if python else [*map(str, filter(Path.is_file, venvs)), sys.executable]
-    for candidate in candidates:
-        try:
-            done = subprocess.run([candidate, "-I", "-c", _HAS_LAVA], capture_output=True, timeout=60)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise InputError(f"{candidate!r} cannot be run as Python ({error}): name another with --python") from error
-        if done.returncode == 0:
-            return candidate
-    where = f"{python!r} has no lava-dl" if python else "no interpreter with lava-dl was found"
-    raise InputError(
-        f"{where}: Lava needs a Python 3.10 with `pip install 'lava-dl==0.6.0' 'numpy<2'`; "
-        f"name it with --python or ${VARIABLE}"
-    )
-
-
 def open_network(path: str | Path, num_steps: int | None = None) -> LoihiNetwork:
     """Read a network's file.
 
@@ -130,7 +102,7 @@ def run_simulator(
     Args:
         path: the file.
         images: ``[B, C, H, W]``, 8-bit pixels.
-        python: see :func:`find_python`.
+        python: see :func:`~snnzoo.export.lava.interpreter.find_interpreter`.
         fast: our model of Lava's convolutions, the same integers by matrix products, instead of Lava's own.
 
     Raises:
@@ -142,7 +114,7 @@ def run_simulator(
         network.pixels(images)
     except NetworkError as error:
         raise InputError(str(error)) from error
-    python = find_python(python)
+    python = find_interpreter(python, NEEDS)
     with tempfile.TemporaryDirectory() as folder, Path(folder, "stderr").open("w+") as stderr:
         given, taken = Path(folder, "images.npy"), Path(folder, "result.npz")
         np.save(given, images)

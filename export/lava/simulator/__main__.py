@@ -7,14 +7,18 @@ Prints a line of JSON for each step, and writes the recorded spikes ``[B, T, C, 
 import argparse
 import json
 import logging
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 
 from .network import LoihiNetwork, load
 
 
-def simulate(network: LoihiNetwork, images: np.ndarray, fast: bool, record: tuple[str, ...]) -> dict[str, np.ndarray]:
+def simulate(
+    network: LoihiNetwork, images: np.ndarray, fast: bool, record: tuple[str, ...], folder: Path
+) -> dict[str, np.ndarray]:
     """Run the network in this process's Lava.
 
     Args:
@@ -22,6 +26,7 @@ def simulate(network: LoihiNetwork, images: np.ndarray, fast: bool, record: tupl
         images: ``[B, C, H, W]``, uint8.
         fast: our model of Lava's convolution instead of Lava's own.
         record: names of the layers whose spikes to keep.
+        folder: for files on the way.
 
     Returns:
         ``readout``, ``[B, O]``, ``seconds`` of each step, and the spikes by layer.
@@ -33,7 +38,7 @@ def simulate(network: LoihiNetwork, images: np.ndarray, fast: bool, record: tupl
     from .build import build
     from .fast_conv import FastConvModel
 
-    processes = build(network, images, record)
+    processes = build(network, images, record, folder)
     config = Loihi2SimCfg(select_tag="fixed_pt", exception_proc_model_map={Conv: FastConvModel} if fast else None)
     seconds = []
     try:
@@ -47,9 +52,8 @@ def simulate(network: LoihiNetwork, images: np.ndarray, fast: bool, record: tupl
         early = (network.depths[network.readout.name] - 1) // steps + 1
         states = processes.readout.data.get()[0, 0]
         result = {"seconds": np.array(seconds), "readout": states[:, early:][:, :count].T.astype(np.int64)}
-        for name, sink in processes.sinks.items():
-            valid = sink.data.get()[..., network.depths[name] :][..., : count * steps]
-            spikes = valid.transpose(3, 2, 1, 0).astype(np.int32)
+        for name, path in processes.recordings.items():
+            spikes = np.load(path)[network.depths[name] :][: count * steps].transpose(0, 3, 2, 1)
             result[f"spikes/{name}"] = spikes.reshape(count, steps, *spikes.shape[1:])
         return result
     finally:
@@ -66,7 +70,9 @@ def main() -> None:
     logging.disable(logging.WARNING)
     network = load(args.network)
     record = tuple(layer.name for layer in network if layer.spikes)
-    np.savez(args.output, **simulate(network, np.load(args.images), args.fast, record))
+    with tempfile.TemporaryDirectory() as folder:
+        result = simulate(network, np.load(args.images), args.fast, record, Path(folder))
+    np.savez(args.output, **result)
 
 
 if __name__ == "__main__":

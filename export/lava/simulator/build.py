@@ -5,19 +5,20 @@ not.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from lava.magma.core.process.process import AbstractProcess
 from lava.proc.conv.process import Conv
 from lava.proc.graded.process import GradedVec
 from lava.proc.io.sink import Read
-from lava.proc.io.sink import RingBuffer as Sink
 from lava.proc.io.source import RingBuffer as Source
 from lava.proc.lif.process import LIFReset
 from lava.proc.sparse.process import Sparse
 from scipy.sparse import identity
 
 from .network import Layer, LoihiNetwork, Synapses
+from .recorder.process import Recorder
 from .soft_lif.process import SoftLIFReset
 
 NO_CURRENT_DECAY = 4095  # du: what is left of the synaptic current after a step is nothing
@@ -30,7 +31,7 @@ class Processes:
 
     Attributes:
         start: any of the connected processes; running it runs them all.
-        sinks: of the recorded layers by name, ``[W, H, C, steps]``.
+        recordings: files of the recorded layers by name, ``[steps, W, H, C]``.
         readout: reads the readout's state at the last step of each image.
         num_steps: how many steps the images take, until the last answer.
     """
@@ -38,16 +39,17 @@ class Processes:
     start: AbstractProcess
     readout: Read
     num_steps: int
-    sinks: dict[str, Sink] = field(default_factory=dict)
+    recordings: dict[str, Path] = field(default_factory=dict)
 
 
-def build(network: LoihiNetwork, images: np.ndarray, record: tuple[str, ...]) -> Processes:
+def build(network: LoihiNetwork, images: np.ndarray, record: tuple[str, ...], folder: Path) -> Processes:
     """Connect the processes that show ``images`` one after the other, each for T steps.
 
     Args:
         network: what to build.
         images: ``[B, C, H, W]``, uint8.
         record: names of the layers whose spikes to keep.
+        folder: for the files of what is recorded.
     """
     steps = network.num_steps
     num_steps = len(images) * steps + network.depths[network.readout.name]
@@ -63,10 +65,12 @@ def build(network: LoihiNetwork, images: np.ndarray, record: tuple[str, ...]) ->
     read = Read(buffer=len(images) + depth // steps + 1, interval=steps, offset=(depth - 1) % steps)
     read.connect_var(neurons.v)
     processes = Processes(first, read, num_steps)
-    for name in record:
-        width_first = network[name].shape[::-1]
-        processes.sinks[name] = Sink(shape=width_first, buffer=num_steps)
-        outputs[name].connect(processes.sinks[name].a_in)
+    for number, name in enumerate(record):
+        width_first, path = network[name].shape[::-1], folder / f"{number}.npy"
+        np.lib.format.open_memmap(path, "w+", np.int32, (num_steps, *width_first)).flush()
+        recorder = Recorder(shape=width_first, path=str(path))
+        outputs[name].connect(recorder.a_in)
+        processes.recordings[name] = path
     return processes
 
 
