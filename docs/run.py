@@ -65,6 +65,10 @@ def borrow_environment(checkout: Path) -> None:
     install = "install --quiet --disable-pip-version-check --no-deps -e".split()
     subprocess.run([sys.executable, "-m", "pip", "--python", python, *install, checkout], check=True)
     (checkout / ".venv/.installed").touch()
+    lava = ROOT / ".venv-lava"
+    if (lava / ".installed").exists():
+        (checkout / lava.name).symlink_to(lava)
+        (lava / ".installed").touch()
 
 
 def main() -> None:
