@@ -256,6 +256,7 @@ def test_untrained_weights_are_pointed_out(digits, capsys):
         (("--plot", "p.png"), "--plot draws activity, which needs images: give --data-dir"),
         (("--plot", "p.txt"), r"figure 'p.txt': its suffix must be one of .*png"),
         (("-o", "p.csv"), r"--output must end in .json, got 'p.csv'"),
+        (("-o", "/dev/null/p.json"), "--output /dev/null/p.json does not fit: .*File exists"),
         (("--device", "nothing"), "--device nothing does not fit"),
         (("--mac-pj", "0"), "a MAC must take a positive number"),
         (("--data-dir", "DIGITS", "--images", "0"), "the number of images must be at least 1, got 0"),

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from snnzoo.analysis.figure import check_figure_path, new_figure, save
 from snnzoo.errors import InputError
+from snnzoo.files import write_atomically
 from snnzoo.model_options import add_data, add_model, make_model, open_data
-from snnzoo.scripting import open_device
+from snnzoo.scripting import as_input_error, open_device
 
 if TYPE_CHECKING:
     from snnzoo.analysis.inspection import Deploy
@@ -56,7 +57,8 @@ def _profile(args: argparse.Namespace) -> None:
     elif not (args.checkpoint or args.pretrained):
         print("\nThese are untrained weights: their activity says nothing. Give --checkpoint FILE or --pretrained.")
     if args.output:
-        found.save(args.output)
+        with as_input_error(f"--output {args.output}"):
+            found.save(args.output)
     if args.plot:
         save(draw_profile(found.to_dict()), args.plot)
 
@@ -74,10 +76,13 @@ def add_report(commands: argparse._SubParsersAction, deploy: "Deploy") -> None:
 
 def _report(args: argparse.Namespace, deploy: "Deploy") -> None:
     from snnzoo.analysis.inspection import inspect_run
-    from snnzoo.analysis.report import write_report
+    from snnzoo.analysis.report import render
 
     new_figure(1, 1)  # is there matplotlib?
     path = Path(args.output or Path(args.run) / "report.html")
     if path.suffix not in (".html", ".htm"):
         raise InputError(f"--output must end in .html, got {args.output!r}")
-    print(write_report(inspect_run(args.run, args.data_dir, args.images, deploy), path))
+    page = render(inspect_run(args.run, args.data_dir, args.images, deploy))
+    with as_input_error(f"--output {path}"):
+        write_atomically(path, page)
+    print(path)

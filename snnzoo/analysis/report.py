@@ -3,14 +3,12 @@
 import base64
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snnzoo.analysis.charts import draw_confusion, draw_profile, draw_rates
 from snnzoo.analysis.curves import draw_curves, draw_hybrids, has_hybrids
 from snnzoo.analysis.figure import as_svg
 from snnzoo.analysis.inspection import Inspection
-from snnzoo.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,12 +35,6 @@ td:last-child { overflow-wrap: anywhere; }
 details summary { cursor: pointer; color: var(--accent); margin: .5rem 0; }
 @media print { nav { display: none; } h2 { break-after: avoid; } }
 """
-
-
-def write_report(found: Inspection, path: str | Path) -> Path:
-    """Write :func:`render` of an inspection to a file; the path."""
-    write_atomically(path, render(found))
-    return Path(path)
 
 
 def render(found: Inspection) -> str:
