@@ -197,8 +197,8 @@ def _warn(device_type: str, reason: str) -> None:
 
 @functools.cache
 def _compiled(fn: Callable) -> Callable:
-    # One compilation for each T, neuron and dtype in use: more than torch's default limit allows for. A neuron's numbers
-    # are constants of its compilation; as variables, torch 2.14 cannot follow them past an autograd function.
+    # One compilation for each T, neuron and dtype in use: more than torch's default limit allows for. A neuron's
+    # numbers are constants of its compilation; as variables, torch 2.14 cannot follow them past an autograd function.
     compiled = torch.compile(fn, dynamic=True)
     options = {"cache_size_limit": 256}
     if hasattr(torch._dynamo.config, "specialize_float"):  # before torch 2.5 they always were
