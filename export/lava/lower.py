@@ -4,7 +4,7 @@ What is left is what the chip knows: neurons, and weighted connections that add 
 population, poolings and SEW's gates become neurons or connections, batch norms are folded already.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -301,11 +301,3 @@ class _Lowering:
 
 def _identity(source: Population, exact: bool) -> Link:
     return Link(source.name, torch.ones(source.shape[0], 1, 1, 1), groups=source.shape[0], exact=exact)
-
-
-def scaled_links(populations: tuple[Population, ...]) -> Iterator[tuple[Population, Link]]:
-    """Links whose weights are to be rounded to the unit of the population that they lead to."""
-    for population in populations:
-        for link in population.links:
-            if not link.exact:
-                yield population, link
