@@ -79,7 +79,7 @@ def _draw(runs: Mapping[str, Rows], wanted: Sequence[Panel], nothing: str) -> "F
     panels = [panel for panel in panels if panel[2]]
     if not panels:
         raise InputError(f"there is nothing to draw: {nothing}")
-    figure = new_figure(4.8 * len(panels), 4)
+    figure = new_figure(4.8 * len(panels), 4 if len(runs) == 1 else 5)
     for axes, (title, label, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for (run, rows), style in zip(runs.items(), _STYLES * len(runs), strict=False):
             for index, name in enumerate(names):
@@ -96,7 +96,10 @@ def _draw(runs: Mapping[str, Rows], wanted: Sequence[Panel], nothing: str) -> "F
         axes.set(title=title, xlabel="epoch", ylabel=label)
         axes.xaxis.get_major_locator().set_params(integer=True)
         tidy(axes)
-        axes.legend(fontsize="x-small")
+        if len(runs) == 1:
+            axes.legend(fontsize="x-small")
+        else:  # too long to lie on the data: below, a column for each run
+            axes.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=len(runs))
     return figure
 
 
