@@ -1,6 +1,7 @@
 """C_k: from a feature map of the student to one that the teacher can go on from."""
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -37,9 +38,17 @@ class Adapter(nn.Module):
 
     @torch.no_grad()
     def imitate(self, features: Tensor) -> None:
-        """Give what comes out the mean and standard deviation of each channel of ``features``, ``[B, *out_shape]``."""
-        std, mean = torch.std_mean(features.float(), (0, 2, 3))
-        self.bn2.weight.copy_(std)
+        """Give what comes out the mean and standard deviation of each channel of ``features``, ``[B, *out_shape]``.
+
+        In a run of several processes, of all their features together.
+        """
+        x = features.double()
+        moments = torch.stack([x.mean((0, 2, 3)), x.square().mean((0, 2, 3))])
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(moments)
+            moments /= dist.get_world_size()
+        mean, square = moments
+        self.bn2.weight.copy_((square - mean * mean).clamp(min=0).sqrt())
         self.bn2.bias.copy_(mean)
 
     def forward(self, x: Tensor) -> Tensor:
