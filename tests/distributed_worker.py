@@ -16,10 +16,12 @@ STEPS, BATCH = 20, 16
 
 def train(processes: Processes, grad_method: str, model: str = "snn_resnet20_t2") -> dict:
     torch.manual_seed(0)
-    student = timm.create_model(model, depths=(1, 1, 1), grad_method=grad_method)
-    teacher = timm.create_model("cifar_resnet20")
-    task = AnnGuidedDistillationTask(student, teacher, input_size=(3, 8, 8), verbose=False).train()
-    images, labels = torch.randn(STEPS, BATCH, 3, 8, 8), torch.randint(10, (STEPS, BATCH))
+    # float64: otherwise a rounding can bring one neuron over its threshold, and everything after it goes another way
+    student = timm.create_model(model, depths=(1, 1, 1), grad_method=grad_method).double()
+    teacher = timm.create_model("cifar_resnet20").double()
+    task = AnnGuidedDistillationTask(student, teacher, input_size=(3, 8, 8), dtype=torch.float64, verbose=False)
+    task.train().double()  # the adapters, too
+    images, labels = torch.randn(STEPS, BATCH, 3, 8, 8).double(), torch.randint(10, (STEPS, BATCH))
     if processes.together:
         synchronise(task.get_trainable_module())
     optimizer = torch.optim.SGD(task.get_trainable_module().parameters(), 0.05, momentum=0.9)
