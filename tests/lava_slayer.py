@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from snnzoo.export import graph as g
 from snnzoo.export.importers import lively
 from snnzoo.export.interpret import interpret, watch
 from snnzoo.export.lava.slayer import SlayerNetwork, to_slayer, watch_slayer
@@ -50,42 +51,82 @@ def parity(images: Tensor) -> dict:
     return result
 
 
+def on_grid(x: Tensor, step: float) -> Tensor:
+    return torch.round(x.double() / step) * step
+
+
 @torch.no_grad()
-def integers(network: SlayerNetwork, images: Tensor) -> dict[str, Tensor]:
-    """The spikes of a sequential quantised network in the arithmetic of the chip: integers, shifts, 'above' to fire."""
-    x = images.double().expand(network.graph.num_steps, *images.shape)
-    spikes = {}
-    for name, block in ((n.name, network.blocks[n.name.replace(".", "_")]) for n in network.graph.lifs):
-        node = network.graph[network.graph[name].inputs[0]]
-        neuron = block.neuron
-        scale, decay = neuron.w_scale, 4096 - int(neuron.cx_voltage_decay)
-        weight = torch.round(node.weight.double() * scale / 2).clamp(-128, 127) * 2
-        bias = torch.round(node.bias.double() * scale)[:, None, None]
-        current = torch.stack([F.conv2d(step, weight, None, node.stride, node.padding) for step in x])
-        v, steps = torch.zeros_like(current[0], dtype=torch.int64), []
-        for step in current:
-            decayed = v.sign() * ((v.abs() * decay) >> 12)
-            u = decayed + ((step * 64).trunc() + bias * 64).to(torch.int64)
-            fires = u > int(neuron.threshold * scale) << 6
-            v = u * ~fires
-            steps.append(fires.double())
-        x = spikes[name] = torch.stack(steps)
-    return spikes
+def chip(network: SlayerNetwork, images: Tensor, shift: bool = True) -> tuple[dict[str, Tensor], float]:
+    """The spikes of a quantised network in the arithmetic of the chip, written down once more: 8-bit weights, 13-bit
+    biases, whole currents, shifts, 'above' to fire; and the largest current of a neuron behind the first layer.
+
+    All numbers are multiples of a power of two, and float64 adds them exactly. ``shift`` is whether weighted currents
+    are cut to whole units before they are added to others, as the chip has to.
+    """
+    graph, scales = network.graph, network.scales
+    values = {graph.input.name: images.double().expand(graph.num_steps, *images.shape)}
+    spikes, largest, currents = {}, 0.0, set()
+    for node in graph:
+        if not node.inputs:
+            continue
+        x, scale = values[node.inputs[0]], scales[node.name]
+        if isinstance(node, (g.Conv, g.Linear)):
+            weight = node.weight
+            if isinstance(node, g.Linear) and x.ndim > 3:  # the mean over the map, as weights
+                weight = weight.repeat_interleave(x[0, 0, 0].numel(), 1) / x[0, 0, 0].numel()
+                x = x.flatten(2)
+            weight = on_grid(weight, 2 / scale).clamp(-128 * 2 / scale, 127 * 2 / scale)
+            bias = on_grid(node.bias, 1 / scale)
+            if isinstance(node, g.Linear):
+                value = x @ weight.T
+            else:
+                settings = (node.stride, node.padding, node.dilation, node.groups)
+                value = torch.stack([F.conv2d(step, weight, None, *settings) for step in x])
+                bias = bias[:, None, None]
+            if shift and node.inputs[0] in currents:
+                value = (value * scale).floor() / scale
+            values[node.name] = value + bias
+            currents.add(node.name)
+        elif isinstance(node, g.Add):
+            values[node.name] = sum(values[name] for name in node.inputs)
+            if currents & set(node.inputs):
+                currents.add(node.name)
+        elif isinstance(node, g.LIF):
+            keep, fires_above = 4096 - round(4096 * (1 - node.params.decay)), int(node.params.threshold * scale) << 6
+            if spikes:
+                largest = max(largest, float((x * scale).abs().max()))
+            v, steps = torch.zeros_like(x[0], dtype=torch.int64), []
+            for step in (x * scale * 64).trunc().to(torch.int64):
+                u = v.sign() * (v.abs() * keep >> 12) + step
+                fires = u > fires_above
+                v = u * ~fires
+                steps.append(fires.double())
+            values[node.name] = spikes[node.name] = torch.stack(steps)
+        else:  # pooling and flattening, which the linear layer does
+            values[node.name] = x
+    return spikes, largest
 
 
 def quantized(images: Tensor) -> dict:
-    model = lively("snn_vgg11_t4", **SMALL)
-    network = to_slayer(model, tuple(images.shape[1:]), quantize=True)
-    run = watch_slayer(network, images)
-    reference = integers(network, images)
-    weights = [block.synapse for block in network.blocks.values() if hasattr(block, "synapse")]
-    largest = max(float(s.pre_hook_fx(s.weight, descale=True).abs().max()) for s in weights)
-    return {
-        "wrong": sum(int((run.spikes[name] != reference[name]).sum()) for name in reference),
-        "from_model": differing(run, watch(model, images)),
-        "neuron_steps": sum(s.numel() for s in reference.values()),
-        "largest_weight": largest,
-    }
+    result = {}
+    for name, kwargs in MODELS.items():
+        model = lively(name, **SMALL, **kwargs)
+        network = to_slayer(model, tuple(images.shape[1:]), quantize=True)
+        run = watch_slayer(network, images)
+        reference, largest_current = chip(network, images)
+        synapses = [
+            m for m in network.modules() if isinstance(getattr(m, "weight", None), Tensor) and m.weight.ndim == 5
+        ]
+        largest = max(float(s.pre_hook_fx(s.weight, descale=True).abs().max()) for s in synapses)
+        result[name] = {
+            "wrong": sum(int((run.spikes[name] != reference[name]).sum()) for name in reference),
+            "unshifted": sum(int((run.spikes[name] != s).sum()) for name, s in chip(network, images, False)[0].items()),
+            "from_model": differing(run, watch(model, images)),
+            "neuron_steps": sum(s.numel() for s in reference.values()),
+            "largest_weight": largest,
+            "largest_current": largest_current,
+        }
+    return result
 
 
 def training(images: Tensor, labels: Tensor, name: str, quantize: bool) -> dict:

@@ -119,6 +119,19 @@ class Bias(nn.Module):
         return current + self.values.view(-1, *[1] * (current.ndim - 2))
 
 
+class WholeUnits(nn.Module):
+    """What is left of weighted currents, which have more digits than other currents, when they are shifted to be added
+    to those: whole units of ``1 / scale``, rounded down. The gradient passes straight through."""
+
+    def __init__(self, scale: int):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, current: Tensor) -> Tensor:
+        """``[B, C, ..., T]`` to the same."""
+        return current + (torch.floor(current * self.scale) / self.scale - current).detach()
+
+
 class SlayerNetwork(nn.Module):
     """SLAYER blocks, wired as the graph is. Made by :func:`to_slayer`.
 
@@ -129,6 +142,7 @@ class SlayerNetwork(nn.Module):
     Attributes:
         blocks: by the name of the layer that ends the block, with ``_`` for ``.``: ``blocks['layer1_0_act1']``.
         graph: what it computes: the model's, with the decays of 12 bits that SLAYER has.
+        scales: of each node, how many of the chip's units a current of one is; without ``quantize`` of the states only.
     """
 
     def __init__(self, graph: Graph, quantize: bool):
@@ -139,7 +153,8 @@ class SlayerNetwork(nn.Module):
         self.graph = dataclasses.replace(graph, nodes=nodes)
         self.blocks = nn.ModuleDict()
         self._wiring: list[tuple[str, tuple[str, ...]]] = []  # in order: what is computed, from what
-        build = _Build(_slayer(), self.graph, quantize)
+        self.scales = _scales(self.graph) if quantize else {node.name: FINE_SCALE for node in self.graph}
+        build = _Build(_slayer(), self.graph, self.scales, quantize)
         for node in self.graph:
             block, inputs = build(node)
             if block is not None:
@@ -191,9 +206,8 @@ def _on_grid(params: LIFParams) -> LIFParams:
 class _Build:
     """Makes the block of each node, and says what it reads."""
 
-    def __init__(self, slayer, graph: Graph, quantize: bool):
-        self.slayer, self.graph, self.quantize = slayer, graph, quantize
-        self.scales = _scales(graph) if quantize else {node.name: FINE_SCALE for node in graph}
+    def __init__(self, slayer, graph: Graph, scales: dict[str, int], quantize: bool):
+        self.slayer, self.graph, self.scales, self.quantize = slayer, graph, scales, quantize
 
     def __call__(self, node: Node) -> tuple[nn.Module | None, tuple[str, ...]]:
         """Both empty: it is part of another node's block. No block: a sum."""
@@ -275,9 +289,18 @@ class _Build:
             return nn.Sequential(self._block(node, neuron, affine), bias)
         synapse = self.slayer.synapse.Conv(**self._settings(node))
         synapse.weight.data = node.weight[..., None].clone()
-        if self.quantize:
-            synapse.pre_hook_fx = self.slayer.neuron.cuba.Neuron(**neuron).quantize_8bit
+        if not self.quantize:
+            return nn.Sequential(synapse, bias)
+        synapse.pre_hook_fx = self.slayer.neuron.cuba.Neuron(**neuron).quantize_8bit
+        if _carries_current(self.graph, self.graph[node.inputs[0]]):
+            return nn.Sequential(synapse, WholeUnits(self.scales[node.name]), bias)
         return nn.Sequential(synapse, bias)
+
+
+def _carries_current(graph: Graph, node: Node) -> bool:
+    return isinstance(node, (Conv, Linear)) or (
+        isinstance(node, Add) and any(_carries_current(graph, graph[name]) for name in node.inputs)
+    )
 
 
 def _scales(graph: Graph) -> dict[str, int]:
@@ -290,15 +313,10 @@ def _scales(graph: Graph) -> dict[str, int]:
             name = group[name]
         return name
 
-    def carries_current(node: Node) -> bool:
-        return isinstance(node, (Conv, Linear)) or (
-            isinstance(node, Add) and any(carries_current(graph[name]) for name in node.inputs)
-        )
-
     for node in graph:
         if isinstance(node, (LIF, Add)):
             for name in node.inputs:
-                if carries_current(graph[name]):
+                if _carries_current(graph, graph[name]):
                     group[root(name)] = root(node.name)
     largest: dict[str, int] = {}
     for node in graph:
@@ -312,4 +330,4 @@ def _scales(graph: Graph) -> dict[str, int]:
     return {node.name: 1 << max(0, math.floor(math.log2(largest[root(node.name)]))) for node in graph}
 
 
-__all__ = ["Bias", "SlayerNetwork", "refusals", "to_slayer", "watch_slayer"]
+__all__ = ["Bias", "SlayerNetwork", "WholeUnits", "refusals", "to_slayer", "watch_slayer"]
