@@ -63,7 +63,9 @@ def add_simulate(commands: argparse._SubParsersAction) -> None:
     add("--images", nargs="+", required=True, metavar="PATH", help="images, or folders of them")
     add("--count", type=int, default=2, metavar="N", help="images to show, spread over them (default: %(default)s)")
     add("--python", metavar="FILE", help="Python 3.10 with lava-dl (default: $SNNZOO_LAVA_PYTHON, .venv-lava)")
-    add("--fast", action="store_true", help="our model of Lava's convolutions, equal but faster, not Lava's own")
+    instead = simulate.add_mutually_exclusive_group()
+    instead.add_argument("--fast", action="store_true", help="our model of Lava's convolutions, equal but faster")
+    instead.add_argument("--netx", action="store_true", help="the file as lava-dl's netx loads it, not as we build it")
     add("--num-steps", type=int, metavar="T", help="that the file has to be for")
     simulate.set_defaults(command=_simulate)
 
@@ -159,7 +161,7 @@ def _simulate(args: argparse.Namespace) -> None:
     network = open_network(args.network, args.num_steps)
     images, files = read_images(network, args.images, args.count)
     try:
-        result = simulate(args.network, images, args.python, args.fast)
+        result = simulate(args.network, images, args.python, args.fast, netx=args.netx)
     except MismatchError as error:
         print(f"snnzoo: error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -370,23 +370,19 @@ def test_one_weight_changed_by_one_is_found(quantized, lava_python, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.lava
-def test_stock_netx_loads_vgg(quantized, lava_python, tmp_path):
+def test_stock_netx_fires_what_was_predicted(quantized, lava_python, tmp_path):
     result, _, images = quantized("vgg")
     save(result.network, tmp_path / "net.h5")
-    np.save(tmp_path / "pixels.npy", result.network.pixels(images.numpy()))
-    script = Path(__file__).with_name("lava_netx.py")
-    arguments = [tmp_path / "net.h5", tmp_path / "pixels.npy", tmp_path / "out.npz", result.network.num_steps]
-    done = subprocess.run(
-        [lava_python, script, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    run, out = simulate_integer(result.network, images), np.load(tmp_path / "out.npz")
-    assert (out["states"] == run.readout.numpy()).all()
-    last = run.spikes["layer2.0.act1"].transpose(0, 1).flatten(0, 1).numpy()
-    assert (out["spikes"] == last).all() and 0 < last.mean() < 1
+    matches = simulate(tmp_path / "net.h5", images, lava_python, netx=True)["matches"]
+    assert all(match.differing == 0 for match in matches)
+    assert all(0 < match.spikes < match.chances for match in matches[:-1])
+
+
+def test_netx_refuses_what_is_not_sequential(quantized, tmp_path):
+    result, _, images = quantized("resnet20")
+    save(result.network, tmp_path / "net.h5")
+    with pytest.raises(InputError, match="netx cannot load .*net.h5.*layers in a row that reset hard"):
+        simulate(tmp_path / "net.h5", images, netx=True)
 
 
 @pytest.mark.slow

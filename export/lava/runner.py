@@ -20,6 +20,7 @@ from snnzoo.export.lava.simulator.network import LoihiNetwork, NetworkError, loa
 
 _HERE = Path(__file__).parent
 NEEDS = ("lava.proc.conv.process", "h5py")
+NETX = "lava.lib.dl.netx.hdf5"
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +96,11 @@ def open_network(path: str | Path, num_steps: int | None = None) -> LoihiNetwork
 
 
 def run_simulator(
-    path: str | Path, images: Tensor | np.ndarray, python: str | None = None, fast: bool = False
+    path: str | Path,
+    images: Tensor | np.ndarray,
+    python: str | None = None,
+    fast: bool = False,
+    netx: bool = False,
 ) -> SimulatorRun:
     """Run a network's file on Lava's fixed-point simulator of Loihi 2, with a progress bar.
 
@@ -104,9 +109,10 @@ def run_simulator(
         images: ``[B, C, H, W]``, 8-bit pixels.
         python: see :func:`~snnzoo.export.lava.interpreter.find_interpreter`.
         fast: our model of Lava's convolutions, the same integers by matrix products, instead of Lava's own.
+        netx: the network as lava-dl's stock netx loads the file, instead of as we build it.
 
     Raises:
-        InputError: no interpreter, file or images that fit.
+        InputError: no interpreter, file or images that fit; netx cannot hold the network.
         RuntimeError: the simulator fails; the message is the last line of what it said.
     """
     network, images = open_network(path), np.asarray(images)
@@ -114,13 +120,16 @@ def run_simulator(
         network.pixels(images)
     except NetworkError as error:
         raise InputError(str(error)) from error
-    python = find_interpreter(python, NEEDS)
+    if netx and not network.sequential:
+        raise InputError(f"netx cannot load {str(path)!r}: it knows layers in a row that reset hard, nothing else")
+    python = find_interpreter(python, (*NEEDS, NETX) if netx else NEEDS)
     with tempfile.TemporaryDirectory() as folder, Path(folder, "stderr").open("w+") as stderr:
         given, taken = Path(folder, "images.npy"), Path(folder, "result.npz")
         np.save(given, images)
-        command = [python, "-m", "simulator", str(Path(path).resolve()), str(given), str(taken)]
+        by = "netx" if netx else "fast" if fast else "lava"
+        command = [python, "-m", "simulator", str(Path(path).resolve()), str(given), str(taken), "--by", by]
         process = subprocess.Popen(
-            command + ["--fast"] * fast, cwd=_HERE, stdout=subprocess.PIPE, stderr=stderr, text=True,
+            command, cwd=_HERE, stdout=subprocess.PIPE, stderr=stderr, text=True,
             env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},  # there is a process for each layer
         )  # fmt: skip
         try:
@@ -166,11 +175,12 @@ def simulate(
     python: str | None = None,
     fast: bool = False,
     num_steps: int | None = None,
+    netx: bool = False,
 ) -> Mapping:
     """Run a network's file on the simulator and compare every spike with the prediction.
 
     Args:
-        path, images, python, fast: see :func:`run_simulator`.
+        path, images, python, fast, netx: see :func:`run_simulator`.
         num_steps: see :func:`open_network`.
 
     Returns:
@@ -183,7 +193,7 @@ def simulate(
     """
     network = open_network(path, num_steps)
     predicted = simulate_integer(network, images)
-    run = run_simulator(path, images, python, fast)
+    run = run_simulator(path, images, python, fast, netx)
     matches = compare(predicted, run)
     wrong = [match for match in matches if match.differing]
     if wrong:

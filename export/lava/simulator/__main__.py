@@ -5,8 +5,10 @@ Prints a line of JSON for each step, and writes the recorded spikes ``[B, T, C, 
 """
 
 import argparse
+import contextlib
 import json
 import logging
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,14 +19,16 @@ from .network import LoihiNetwork, load
 
 
 def simulate(
-    network: LoihiNetwork, images: np.ndarray, fast: bool, record: tuple[str, ...], folder: Path
+    path: str, network: LoihiNetwork, images: np.ndarray, by: str, record: tuple[str, ...], folder: Path
 ) -> dict[str, np.ndarray]:
     """Run the network in this process's Lava.
 
     Args:
-        network: what to run.
+        path: of the network's file.
+        network: what is in it.
         images: ``[B, C, H, W]``, uint8.
-        fast: our model of Lava's convolution instead of Lava's own.
+        by: ``lava``; ``fast``, with our model of Lava's convolution instead of Lava's own; or ``netx``, as lava-dl's
+            netx loads the file.
         record: names of the layers whose spikes to keep.
         folder: for files on the way.
 
@@ -35,11 +39,16 @@ def simulate(
     from lava.magma.core.run_configs import Loihi2SimCfg
     from lava.proc.conv.process import Conv
 
-    from .build import build
+    from .build import build, build_netx
     from .fast_conv import FastConvModel
 
-    processes = build(network, images, record, folder)
-    config = Loihi2SimCfg(select_tag="fixed_pt", exception_proc_model_map={Conv: FastConvModel} if fast else None)
+    if by == "netx":
+        with contextlib.redirect_stdout(sys.stderr):  # lava-dl gives advice when it is imported
+            processes = build_netx(path, network, images, record, folder)
+    else:
+        processes = build(network, images, record, folder)
+    models = {Conv: FastConvModel} if by == "fast" else None
+    config = Loihi2SimCfg(select_tag="fixed_pt", exception_proc_model_map=models)
     seconds = []
     try:
         for step in range(processes.num_steps):
@@ -65,13 +74,16 @@ def main() -> None:
     parser.add_argument("network", help="file that `snnzoo export lava` wrote")
     parser.add_argument("images", help="npy file, uint8 [B, C, H, W]")
     parser.add_argument("output", help="npz file to write")
-    parser.add_argument("--fast", action="store_true", help="our model of Lava's convolution instead of Lava's own")
+    parser.add_argument(
+        "--by", default="lava", choices=("lava", "fast", "netx"),
+        help="Lava's convolution, our model of it, or the file as lava-dl's netx loads it",
+    )  # fmt: skip
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     network = load(args.network)
     record = tuple(layer.name for layer in network if layer.spikes)
     with tempfile.TemporaryDirectory() as folder:
-        result = simulate(network, np.load(args.images), args.fast, record, Path(folder))
+        result = simulate(args.network, network, np.load(args.images), args.by, record, Path(folder))
     np.savez(args.output, **result)
 
 

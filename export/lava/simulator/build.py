@@ -1,4 +1,4 @@
-"""The processes of a network, with Lava's own models wherever Lava has one.
+"""The processes of a network, with Lava's own models wherever Lava has one; or those that lava-dl's netx makes of it.
 
 Tensors are ``(W, H, C)`` there, weights ``(C_out, W, H, C_in)``, and its convolution flips the kernel, which ours does
 not.
@@ -51,25 +51,55 @@ def build(network: LoihiNetwork, images: np.ndarray, record: tuple[str, ...], fo
         record: names of the layers whose spikes to keep.
         folder: for the files of what is recorded.
     """
-    steps = network.num_steps
-    num_steps = len(images) * steps + network.depths[network.readout.name]
-    pixels = np.repeat(network.pixels(images), steps, axis=0)
-    first = Source(data=pixels.transpose(3, 2, 1, 0))
+    first = _source(network, images)
     outputs = {network.layers[0].name: first.s_out}
+    neurons: dict[str, AbstractProcess] = {}
     for layer in network.layers[1:]:
-        neurons = _neurons(network, layer)
+        neurons[layer.name] = _neurons(network, layer)
         for synapses in layer.inputs:
-            _connect(network, synapses, outputs[synapses.source], neurons)
-        outputs[layer.name] = neurons.s_out
-    depth = network.depths[network.readout.name]
-    read = Read(buffer=len(images) + depth // steps + 1, interval=steps, offset=(depth - 1) % steps)
-    read.connect_var(neurons.v)
-    processes = Processes(first, read, num_steps)
+            _connect(network, synapses, outputs[synapses.source], neurons[layer.name])
+        outputs[layer.name] = neurons[layer.name].s_out
+    return _watched(network, len(images), first, neurons, record, folder)
+
+
+def build_netx(
+    path: str, network: LoihiNetwork, images: np.ndarray, record: tuple[str, ...], folder: Path
+) -> Processes:
+    """The same, but lava-dl's stock netx makes the network of its file ``path``. It has to be sequential."""
+    from lava.lib.dl.netx.hdf5 import Network
+
+    # An image reaches the first neurons at step 2, so that is where their state has to begin anew.
+    net = Network(net_config=path, input_message_bits=16, reset_interval=network.num_steps, reset_offset=1)
+    first = _source(network, images)
+    first.s_out.connect(net.inp)
+    names = [layer.name for layer in network.layers[1:]]
+    neurons = {name: block.neuron for name, block in zip(names, net.layers, strict=True)}
+    return _watched(network, len(images), first, neurons, record, folder)
+
+
+def _source(network: LoihiNetwork, images: np.ndarray) -> Source:
+    pixels = np.repeat(network.pixels(images), network.num_steps, axis=0)
+    return Source(data=pixels.transpose(3, 2, 1, 0))
+
+
+def _watched(
+    network: LoihiNetwork,
+    count: int,
+    first: Source,
+    neurons: dict[str, AbstractProcess],
+    record: tuple[str, ...],
+    folder: Path,
+) -> Processes:
+    """Connected processes, with others that record layers and read the answers of ``count`` images."""
+    steps, depth = network.num_steps, network.depths[network.readout.name]
+    read = Read(buffer=count + depth // steps + 1, interval=steps, offset=(depth - 1) % steps)
+    read.connect_var(neurons[network.readout.name].v)
+    processes = Processes(first, read, count * steps + depth)
     for number, name in enumerate(record):
         width_first, path = network[name].shape[::-1], folder / f"{number}.npy"
-        np.lib.format.open_memmap(path, "w+", np.int32, (num_steps, *width_first)).flush()
+        np.lib.format.open_memmap(path, "w+", np.int32, (processes.num_steps, *width_first)).flush()
         recorder = Recorder(shape=width_first, path=str(path))
-        outputs[name].connect(recorder.a_in)
+        neurons[name].s_out.connect(recorder.a_in)
         processes.recordings[name] = path
     return processes
 
