@@ -1,7 +1,9 @@
 """How long Lava's simulator takes for real networks, and whether it fires what was predicted.
 
-``python benchmarks/lava.py NET.h5 … --images DIR``: each file of `snnzoo export lava` with Lava's own convolutions and
-with ours, on the same images. Prints Markdown.
+``python benchmarks/lava.py NET.h5 … --images DIR``: each file of `snnzoo export lava` as it is and with our model of
+Lava's convolution, on the same images; a sequential network also as lava-dl's netx loads it. Prints Markdown: a row
+for each run, and below it layer by layer how many spikes differ and how often the neurons fire, as equal silence shows
+nothing.
 """
 
 import argparse
@@ -11,32 +13,47 @@ from statistics import median
 from snnzoo.export.lava import compare, open_network, run_simulator, simulate_integer
 from snnzoo.export.lava.export import read_images
 
+KINDS = {  # who builds the network, whose convolutions
+    "lava": ("our builder, Lava's", {}),
+    "ours": ("our builder, ours", {"fast": True}),
+    "netx": ("netx, Lava's", {"netx": True}),
+}
+HEAD = (
+    "model", "reset", "T", "built by, convolutions", "images", "spikes that differ", "layers that differ",
+    "firing rates, least to most", "s a step", "s an image, streaming", "s to start", "s an image, reference in torch",
+)  # fmt: skip
 
-def measure(path: str, images, python: str | None, fast: bool) -> str:
-    """One row of the table."""
+
+def measure(path: str, images, python: str | None, kind: str) -> tuple[str, str]:
+    """A row of the table, and a line about each layer."""
     network = open_network(path)
     start = time.perf_counter()
     predicted = simulate_integer(network, images)
     reference = (time.perf_counter() - start) / len(images)
-    run = run_simulator(path, images, python, fast)
-    matches = compare(predicted, run)
-    wrong = sum(match.differing for match in matches)
-    spikes = sum(match.chances for match in matches[:-1])
+    label, options = KINDS[kind]
+    run = run_simulator(path, images, python, **options)
+    *layers, logits = compare(predicted, run)
     first, *steps = run.seconds
-    per_image = network.num_steps * median(steps)
+    rates = [layer.spikes / layer.chances for layer in layers]
+    reset = "soft" if any(layer.reset == "soft" for layer in network) else "hard"
     cells = [
         network.model,
-        "soft" if any(layer.reset == "soft" for layer in network) else "hard",
+        reset,
         f"{network.num_steps}",
-        "ours" if fast else "Lava's",
+        label,
         f"{len(images)}",
-        f"{wrong} of {spikes:,}",
+        f"{sum(layer.differing for layer in layers):,} of {sum(layer.chances for layer in layers):,}",
+        f"{sum(layer.differing > 0 for layer in (*layers, logits))} of {len(layers)} and the logits",
+        f"{100 * min(rates):.1f} to {100 * max(rates):.1f} %",
         f"{median(steps):.2f}",
-        f"{per_image:.1f}",
+        f"{network.num_steps * median(steps):.1f}",
         f"{first:.0f}",
         f"{reference:.2f}",
     ]
-    return f"| {' | '.join(cells)} |"
+    by_layer = ", ".join(
+        f"{layer.layer} {layer.differing} ({100 * rate:.1f} %)" for layer, rate in zip(layers, rates, strict=True)
+    )
+    return f"| {' | '.join(cells)} |", f"{network.model}, {reset}, T = {network.num_steps}, {label}: {by_layer}"
 
 
 def main() -> None:
@@ -45,17 +62,19 @@ def main() -> None:
     parser.add_argument("--images", nargs="+", required=True)
     parser.add_argument("--count", type=int, default=2)
     parser.add_argument("--python")
-    parser.add_argument("--only", choices=("lava", "ours"), help="only one kind of convolution")
+    parser.add_argument("--only", choices=KINDS, nargs="+", default=KINDS)
     args = parser.parse_args()
-    print(
-        "| model | reset | T | convolutions | images | spikes that differ | s a step | s an image, streaming | "
-        "s to start | s an image, reference in torch |"
-    )
-    print(f"|{' --- |' * 10}")
+    print(f"| {' | '.join(HEAD)} |\n|{' --- |' * len(HEAD)}")
+    lines = []
     for path in args.networks:
-        images, _ = read_images(open_network(path), args.images, args.count)
-        for kind in (args.only,) if args.only else ("ours", "lava"):
-            print(measure(path, images, args.python, kind == "ours"), flush=True)
+        network = open_network(path)
+        images, _ = read_images(network, args.images, args.count)
+        for kind in args.only:
+            if kind != "netx" or network.sequential:
+                row, line = measure(path, images, args.python, kind)
+                print(row, flush=True)
+                lines.append(line)
+    print("\nSpikes that differ, and the firing rate, by layer:\n\n" + "\n".join(f"- {line}" for line in lines))
 
 
 if __name__ == "__main__":
