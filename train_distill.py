@@ -290,12 +290,11 @@ def main(argv: list[str] | None = None) -> None:
     seed_all(args.seed)
     model = build_student(args)
     batches, val_batches, facts = build_data(args, model, processes)
-    first, _ = next(iter(batches.epoch(0)))
     if args.quant:
-        prepare(model, processes.from_first(first.cpu())[:CALIBRATION])
+        prepare(model, processes.from_first(batches.first()[:CALIBRATION].cpu()))
     task = build_task(args, model, processes.device)
     if isinstance(task, AnnGuidedDistillationTask):
-        task.begin(first)
+        task.begin(batches.first())
     training, epochs = build_training(args, task, batches.steps, processes)
     folder = processes.from_first(open_run_dir(args) if processes.is_first else None)
     if processes.is_first:
