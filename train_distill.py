@@ -32,6 +32,7 @@ from snnzoo.checkpoints import BEST, Checkpoints, Progress, Training
 from snnzoo.distill import AnnGuidedDistillationTask, create_teacher, scheduled_alpha
 from snnzoo.errors import InputError
 from snnzoo.evaluate import evaluate, logits_of
+from snnzoo.export.lava.finetune import prepare
 from snnzoo.interruption import Interruption, Stopped
 from snnzoo.meters import Meters, means_of
 from snnzoo.options import check_options, make_parser
@@ -44,6 +45,7 @@ from snnzoo.sync import synchronise
 from snnzoo.weights import create_model
 
 _logger = logging.getLogger("train")
+CALIBRATION = 64  # images that --quant chooses its scales on
 
 
 def build_student(args) -> torch.nn.Module:
@@ -288,9 +290,11 @@ def main(argv: list[str] | None = None) -> None:
     seed_all(args.seed)
     model = build_student(args)
     batches, val_batches, facts = build_data(args, model, processes)
+    if args.quant:
+        prepare(model, processes.from_first(batches.first()[:CALIBRATION].cpu()))
     task = build_task(args, model, processes.device)
     if isinstance(task, AnnGuidedDistillationTask):
-        task.begin(next(iter(batches.epoch(0)))[0])
+        task.begin(batches.first())
     training, epochs = build_training(args, task, batches.steps, processes)
     folder = processes.from_first(open_run_dir(args) if processes.is_first else None)
     if processes.is_first:

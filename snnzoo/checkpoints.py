@@ -20,7 +20,7 @@ from snnzoo.processes import Processes
 from snnzoo.randomness import rng_state
 
 LAST, PREVIOUS, BEST = "last.pth.tar", "previous.pth.tar", "model_best.pth.tar"
-MUST_AGREE = ("model", "model_kwargs", "num_classes", "in_chans", "teacher", "branches", "opt")
+MUST_AGREE = ("model", "model_kwargs", "num_classes", "in_chans", "teacher", "branches", "opt", "quant")
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Batch norm folded into the convolution before it, for evaluation."""
+"""Batch norm folded into the convolution before it."""
 
 import copy
 
@@ -28,10 +28,7 @@ def fuse(model: nn.Module, input_size: tuple[int, ...] | None = None) -> nn.Modu
     Raises:
         InputError: the model does not take images of that size, or is not the same without its norms.
     """
-    input_size = tuple(input_size or model.pretrained_cfg["input_size"])
-    exact = copy.deepcopy(model).double().eval()
-    device = next(exact.parameters()).device
-    probe = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
+    exact, probe = _probe(model, input_size)
     pairs, expected = _pairs(exact, probe)
     for conv_name, norm_name in pairs:
         _fold(exact, conv_name, norm_name)
@@ -39,6 +36,43 @@ def fuse(model: nn.Module, input_size: tuple[int, ...] | None = None) -> nn.Modu
         raise InputError(f"{type(model).__name__} cannot be fused: something besides a norm reads what it normalises")
     fused = exact.to(dtype=next(model.parameters()).dtype)
     return fused.to(memory_format=torch.channels_last) if _is_channels_last(model) else fused
+
+
+@torch.no_grad()
+def move_scales(model: nn.Module, input_size: tuple[int, ...] | None = None) -> None:
+    """Move the scale of every batch norm that follows a convolution into it; the norm stays, and adds a bias.
+
+    In evaluation mode the model computes what it did, to rounding, and its parameters keep their names. Of a norm that
+    was moved only the bias is to be trained.
+
+    Args:
+        model: a zoo model, changed in place.
+        input_size: ``(C, H, W)`` of the images, by default what the model's ``pretrained_cfg`` says.
+
+    Raises:
+        InputError: the model does not take images of that size.
+    """
+    for conv_name, norm_name in _pairs(*_probe(model, input_size))[0]:
+        conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
+        weight, bias = fuse_conv_bn_weights(
+            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
+        conv.weight.copy_(weight)
+        if conv.bias is not None:
+            conv.bias.zero_()
+        norm.running_mean.zero_()
+        norm.running_var.fill_(1 - norm.eps)
+        norm.weight.fill_(1).requires_grad_(False)
+        norm.bias.copy_(bias)
+
+
+def _probe(model: nn.Module, input_size: tuple[int, ...] | None) -> tuple[nn.Module, Tensor]:
+    """A copy of the model in float64 and in evaluation mode, and images for it."""
+    input_size = tuple(input_size or model.pretrained_cfg["input_size"])
+    exact = copy.deepcopy(model).double().eval()
+    device = next(exact.parameters()).device
+    probe = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
+    return exact, probe
 
 
 def _pairs(model: nn.Module, probe: Tensor) -> tuple[list[tuple[str, str]], Tensor]:

@@ -45,6 +45,7 @@ def make_parser(description: str | None = None) -> argparse.ArgumentParser:
     add("--grad-method", choices=("rate", "bptt"), help="rate-based backpropagation, or through time")
     add("--reset", choices=("soft", "hard"), help="of the neuron")
     add("--model-kwargs", nargs="*", default={}, action=ParseKwargs, metavar="K=V", help="e.g. decay=0.5 threshold=1")
+    add("--quant", choices=("loihi",), help="fine-tune a trained model with the 8-bit weights of Loihi 2")
     add("--channels-last", help="memory layout, often faster", **flag)
     add("--torchcompile", nargs="?", const="inductor", metavar="BACKEND", help="compile the training forward")
     add("--grad-checkpointing", help="through time, and ANNs: less memory, more time", **flag)
@@ -141,6 +142,10 @@ def check_options(args: argparse.Namespace) -> None:
 
     if not args.teacher:
         idle("without --teacher", "teacher_checkpoint branches alpha alpha_schedule beta")
+    if args.quant:
+        if not (args.pretrained or args.initial_checkpoint):
+            raise InputError("--quant fine-tunes a trained model: give --initial-checkpoint or --pretrained")
+        idle("with --quant, which leaves batch norm's statistics as they are", "sync_bn dist_bn")
     if not args.model_ema:
         idle("without --model-ema", "model_ema_decay model_ema_warmup")
     if not (args.mixup or args.cutmix):

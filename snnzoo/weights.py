@@ -15,6 +15,7 @@ from timm.utils.checkpoint_saver import load_checkpoint_metadata
 from torch import nn
 
 from snnzoo.errors import InputError
+from snnzoo.grid import plain_weights
 from snnzoo.models._pretrained import WEIGHTS, as_input_error
 
 
@@ -118,7 +119,13 @@ def load_weights(model: nn.Module, path: str | Path, use_ema: bool = False) -> N
     if not path.is_file():
         raise InputError(f"no checkpoint file at {str(path)!r}")
     # timm's convention: a family's module holds the filter that knows other people's names for its weights.
-    filter_fn = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    of_family = getattr(
+        sys.modules[type(model).__module__], "checkpoint_filter_fn", lambda state_dict, model: state_dict
+    )
+
+    def filter_fn(state_dict, model):
+        return of_family(plain_weights(state_dict), model)
+
     if use_ema and (path.suffix == ".safetensors" or "state_dict_ema" not in read_checkpoint(path)):
         raise InputError(f"checkpoint {str(path)!r} has no averaged weights (it was trained without --model-ema)")
     before = {k: v.clone() for k, v in model.state_dict().items()}

@@ -35,6 +35,7 @@ from snnzoo.export.trace import trace
 
 FINER, COARSER = 0.5, 1.15  # units that are tried: from half of what holds the largest weight, in such steps
 TRIED = 10
+ON_GRID = 1e-3  # units by which a weight may miss a whole number and count as one
 SHORT = 255  # what the largest observed value of a current is cut to where only some of its bits matter
 PARALLEL = 8  # connections between the same two neurons, for a weight beyond 8 bits
 HEADROOM = 4  # times the largest observed value, where the largest possible one is out of all proportion
@@ -198,6 +199,12 @@ class _Search:
             float(link.weight.abs().max()) * self._unit(link.source) / (PARALLEL if _passes_on(link) else 1)
             for _, link in scaled
         )
+        kept = self._grid_of(scaled, threshold)
+        if kept is not None:
+            self.units[group] = kept
+            if self._fits(members):
+                self._tell_alone(members, self._loss(members))
+                return
         unit = FINER * (largest or 1.0) / WEIGHT[1]
         tried: list[tuple[float, float]] = []
         while len(tried) < TRIED:
@@ -210,9 +217,21 @@ class _Search:
         if not tried:
             raise InputError(f"{group}: no scale keeps its currents within 16 bits; its weights reach {largest:g}")
         loss, self.units[group] = min(tried)
-        loss = self._round_jointly(scaled, members, loss)
-        if len(members) == 1 and neurons:
+        self._tell_alone(members, self._round_jointly(scaled, members, loss))
+
+    def _tell_alone(self, members: list[Population], loss: float) -> None:
+        if len(members) == 1 and members[0].kind == "neurons":
             self.alone[members[0].name] = 1 - loss / self.values[members[0].name].numel()
+
+    def _grid_of(self, scaled: list[tuple[Population, Link]], threshold: float | None) -> float | None:
+        """The unit on whose grid the weights lie already, as those of a fine-tuned network do; None for others."""
+        weights = [link.weight * self._unit(link.source) for _, link in scaled if not _passes_on(link)]
+        largest = max((float(weight.abs().max()) for weight in weights), default=0.0)
+        for whole in range(1, 1 - WEIGHT[0] if largest else 1):
+            unit = _snap(largest / whole, threshold)
+            if all(bool(((weight / unit).round() - weight / unit).abs().max() < ON_GRID) for weight in weights):
+                return unit
+        return None
 
     def _round_jointly(self, scaled: list[tuple[Population, Link]], members: list[Population], loss: float) -> float:
         """Round each weight so that it makes up for what rounding the ones before it did; kept where that helps."""

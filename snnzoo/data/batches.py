@@ -212,6 +212,10 @@ class TrainingBatches:
         self._order.epoch, self._order.done = epoch, done
         return iter(self._loader)
 
+    def first(self) -> Tensor:
+        """The images of the first batch, to choose by; the epochs are what they were without it."""
+        return next(iter(self.epoch(0)))[0]
+
 
 def evaluation_batches(
     dataset: Any,

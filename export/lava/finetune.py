@@ -1,0 +1,75 @@
+"""Fine-tuning a trained network with the weights it will have on Loihi (``train_distill.py --quant loihi``)."""
+
+import torch
+from torch import Tensor, nn
+
+from snnzoo import layers
+from snnzoo.errors import InputError
+from snnzoo.export.lava.quantization import Quantized, quantize
+from snnzoo.export.trace import trace
+from snnzoo.folding import move_scales
+from snnzoo.grid import put_on_grid
+
+
+class FrozenBatchNorm2d(layers.BatchNorm2d):
+    """Batch norm that keeps its statistics in training: the weights' grid is chosen for them."""
+
+    def train(self, mode: bool = True) -> "FrozenBatchNorm2d":
+        return super().train(False)
+
+
+def prepare(model: nn.Module, images: Tensor) -> Quantized:
+    """Let a trained model compute with 8-bit weights, so that training goes on with what they lose.
+
+    The batch norms' scales move into the convolutions before them, whose weights then are those of the chip; what is
+    left of those norms is a bias. The statistics of all norms stay as they are. Scales are chosen as an export would
+    (:func:`~snnzoo.export.lava.quantize`); an export of what was trained finds them again in the weights, which lie on
+    their grid. Thresholds are exact in these scales; membranes, and biases, remain real numbers. Weights of layers
+    that read currents, not spikes or pixels, are left as they are.
+
+    Args:
+        model: a trained spiking zoo model with ``mean`` and ``std`` in its ``pretrained_cfg``; changed in place.
+        images: ``[B, C, H, W]``, normalised: some tens, to choose the scales on.
+
+    Returns:
+        The network that an export would write now.
+
+    Raises:
+        InputError: a model that Loihi cannot run, or images that are no images.
+    """
+    if images.ndim != 4:
+        raise InputError(f"Loihi's scales are chosen on images [B, C, H, W], these are {list(images.shape)}: no frames")
+    mean, std = (torch.tensor(model.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
+    pixels = (255 * (images.cpu().float() * std + mean)).round().clamp(0, 255).to(torch.uint8)
+    size = tuple(images.shape[1:])
+    graph = trace(model, size)
+    quantized = quantize(graph, pixels)
+    move_scales(model, size)
+    scale = {layer.name: layer.scale for layer in quantized.network}
+    sent = {p.name: scale[p.name] if p.kind in ("current", "wide") else 1.0 for p in quantized.populations}
+    for population in quantized.populations:
+        for link in population.links:
+            layer = model.get_submodule(link.origin)
+            if population.kind != "wide" and not link.exact and isinstance(layer, (nn.Conv2d, nn.Linear)):
+                unit = scale[population.name] / sent[link.source]
+                put_on_grid(layer, unit * _own_scale(layer.weight.detach(), link.weight))
+    for parent in list(model.modules()):
+        for name, norm in parent.named_children():
+            if isinstance(norm, layers.BatchNorm2d):
+                setattr(parent, name, _freeze(norm))
+    return quantized
+
+
+def _own_scale(weight: Tensor, linked: Tensor) -> Tensor:
+    """``[C]``: by how much the weight of a layer's input channel is more than what became of it in a link."""
+    outs, channels = linked.shape[:2]
+    own, of_link = (w.double().reshape(outs, channels, -1).abs().mean((0, 2)) for w in (weight.cpu(), linked))
+    scale = own / of_link
+    return scale.where(scale.isfinite(), scale.nanmedian()).repeat_interleave(weight.shape[1] // channels)
+
+
+def _freeze(norm: layers.BatchNorm2d) -> FrozenBatchNorm2d:
+    frozen = FrozenBatchNorm2d(norm.num_features, norm.eps)
+    for key, value in [*norm.named_parameters(), *norm.named_buffers()]:
+        setattr(frozen, key, value)
+    return frozen.eval()
