@@ -16,6 +16,7 @@ from snnzoo.export.graph import LIF, Add, Conv, Flatten, Gate, Graph, Input, Lin
 from snnzoo.neurons import LIFParams, lif
 
 Shape = tuple[int, int, int]
+PIXELS = 64  # that neurons add up by themselves: their 16 bits leave 5 to a weight of 27 pixels, 3 to one of 147
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,9 +235,9 @@ class _Lowering:
             bias = bias + link.apply(lacking.float()[None, :, None, None].expand(1, *source.shape))[0]
             factor = (1 / (255 * self.std)).float().view(node.groups, -1).repeat_interleave(len(bias) // node.groups, 0)
             link = replace(link, weight=node.weight * factor[:, :, None, None])
-        if source.kind != "current":
+        if source.kind != "current" and not (source.kind == "input" and node.weight[0].numel() > PIXELS):
             return _Value(shape, (link,), bias)
-        if bool(((node.weight == 0) | (node.weight == 1)).all()):
+        if source.kind == "current" and bool(((node.weight == 0) | (node.weight == 1)).all()):
             return _Value(shape, (replace(link, exact=True),), bias)
         self._add(wide := Population(f"{node.name}/wide", "wide", shape, (link,), group=f"{node.name}/wide"))
         return _Value(shape, (replace(_identity(wide, exact=True), shift=True),), bias)

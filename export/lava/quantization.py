@@ -190,10 +190,10 @@ class _Search:
     def _choose(self, members: list[Population]) -> None:
         group = members[0].group
         scaled = [(p, link) for p in members for link in p.links if not link.exact]
-        if not scaled:  # a pooled current: some of the bits of its sum
-            self.units[group] = self._unit_of_short(members[0])
-            return
         neurons = [p for p in members if p.kind == "neurons"]
+        if not scaled:  # a pooled current: some of the bits of its sum; or what pixels bring
+            self.units[group] = self._unit_of_pixels(members) if neurons else self._unit_of_short(members[0])
+            return
         threshold = neurons[0].params.threshold if neurons else None
         largest = max(
             float(link.weight.abs().max()) * self._unit(link.source) / (PARALLEL if _passes_on(link) else 1)
@@ -273,13 +273,22 @@ class _Search:
         return loss
 
     def _differing(self, p: Population) -> float:
-        current = sum(per_step(link, self.values[link.source], self._rounded(p, link)) for link in p.links)
+        current = sum(self._brings(p, link) for link in p.links)
         unit = self.units[p.group]
-        bias = torch.from_numpy(_bias(p, unit)[0].astype(np.float32)) * unit
+        bias = torch.from_numpy(_bias(p, unit, _halves(p, unit))[0].astype(np.float32)) * unit
         spikes = replace(p, bias=bias if bias.ndim == 3 else bias[:, None, None]).respond(
             current.expand(self.num_steps, *current.shape[1:])
         )
         return float((spikes != self.values[p.name]).sum())
+
+    def _brings(self, p: Population, link: Link) -> Tensor:
+        """What a link's integers bring when the model's own values enter, as the model's numbers."""
+        source = self.by_name[link.source]
+        if not link.shift or source.group not in self.units:
+            return per_step(link, self.values[link.source], self._rounded(p, link))
+        (wide,) = source.links
+        unit = self.units[p.group]
+        return (per_step(wide, self.values[wide.source], self._rounded(source, wide)) / unit).floor() * unit
 
     def _rounded(self, p: Population, link: Link) -> Tensor:
         """The link's weights as the model's numbers that the integers stand for."""
@@ -297,6 +306,13 @@ class _Search:
             return self.joint[id(link)]
         weight = (link.weight * (self._unit(link.source) / self.units[p.group])).round()
         return weight.clamp(*(PARALLEL * limit for limit in WEIGHT)) if _passes_on(link) else weight.clamp(*WEIGHT)
+
+    def _largest_weight(self, p: Population, link: Link) -> int:
+        """Of currents that are shifted, of the weights that they come from."""
+        if link.shift and not self.by_name[link.source].links[0].exact:
+            p = self.by_name[link.source]
+            (link,) = p.links
+        return int(self._weight(p, link).abs().max())
 
     def _beyond(self, p: Population, link: Link) -> int:
         """How many weights are beyond 8 bits."""
@@ -319,11 +335,27 @@ class _Search:
     def _sent(self, p: Population, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return (np.zeros(len(low)), np.ones(len(low))) if p.kind in ("neurons", "logic") else (low, high)
 
+    def _is_short(self, p: Population) -> bool:
+        """Whether it is a part of the bits of a mean over the map."""
+        (link, *others) = p.links
+        return not others and link.shift and self.by_name[link.source].links[0].exact
+
     def _unit_of_short(self, p: Population) -> float:
         (link,) = p.links
         unit = self.units[self.by_name[link.source].group]
         largest = float(self.values[link.source].abs().max()) / unit
         return unit * 2 ** max(0, int(np.ceil(np.log2(max(largest, 1) / SHORT))))
+
+    def _unit_of_pixels(self, members: list[Population]) -> float:
+        """The finest that keeps what wide currents bring to neurons within 16 bits."""
+        threshold = next(p.params.threshold for p in members if p.kind == "neurons")
+        largest = max(float(np.abs(self.reach[link.source]).max()) for p in members for link in p.links if link.shift)
+        bias = max((float(p.bias.abs().max()) for p in members if p.bias is not None), default=0.0)
+        unit = max(largest / (CURRENT - 1), bias / (BIAS[1] - 1))
+        whole = min(int(threshold / unit - 1 / FRACTION), THRESHOLD[1])
+        if whole < 1:
+            raise InputError(f"{members[0].group}: no scale keeps its currents within 16 bits; they reach {largest:g}")
+        return threshold / (whole + 1 / FRACTION)
 
     def _wide(self, p: Population) -> None:
         """The unit of a population whose currents will be shifted: as fine as 8-bit weights and 24 bits allow."""
@@ -342,6 +374,8 @@ class _Search:
             HEADROOM * float(self.values[p.name].abs().max()) / STATE,
         )
         self.units[p.group] = unit / 2 ** max(0, int(np.floor(np.log2(unit / max(*finest, 1e-30)))))
+        if target.kind == "neurons" and len(target.links) == 1:
+            self.alone[target.name] = 1 - self._differing(target) / self.values[target.name].numel()
 
     def _layer(self, p: Population) -> tuple[Layer, LayerReport | None]:
         if p.kind == "input":
@@ -349,7 +383,7 @@ class _Search:
         low, high = self._arriving(p, self.reach)
         if p.kind != "wide":
             self.reach[p.name] = self._sent(p, low, high)
-        if p.kind == "current" and p.links[0].shift and len(p.links) == 1:
+        if p.kind == "current" and self._is_short(p):
             most = HEADROOM * float(self.values[p.name].abs().max()) / self.units[p.group]
             self.reach[p.name] = tuple(np.clip(x, -most, most) for x in (low, high))
             self.observed.add(p.name)
@@ -359,7 +393,8 @@ class _Search:
         if p.kind == "current":
             half = sum(unit / 2 for link in p.links if link.shift)
             self.lost[p.name] = half + max(self.lost.get(link.source, 0.0) * link.exact for link in p.links)
-        bias, clipped = _bias(p, unit, sum(_constant(link, self.lost.get(link.source, 0.0)) for link in p.links))
+        more = sum(_constant(link, self.lost.get(link.source, 0.0)) for link in p.links)
+        bias, clipped = _bias(p, unit, more + _halves(p, unit))
         settings: dict[str, Any] = dict(scale=unit)
         if p.kind in ("neurons", "logic"):
             threshold = p.threshold if p.kind == "logic" else round(p.params.threshold / unit - 1 / FRACTION)
@@ -378,7 +413,7 @@ class _Search:
         saturated = clipped + sum(self._beyond(p, link) for link in p.links if not link.exact)
         report = LayerReport(
             p.name, unit, settings["threshold"] if p.kind == "neurons" else None,
-            int(max(float(w.abs().max()) for w in weights)), saturated, int(max(-low.min(), high.max())),
+            max(self._largest_weight(p, link) for link in p.links), saturated, int(max(-low.min(), high.max())),
             not self.observed.intersection(link.source for link in p.links), self.alone.get(p.name),
         ) if p.kind in ("neurons", "readout") else None  # fmt: skip
         return layer, report
@@ -450,6 +485,11 @@ def _extremes(link: Link, weight: Tensor, least: np.ndarray, most: np.ndarray) -
 def _constant(link: Link, value: float) -> Tensor:
     """What arrives, ``[O, 1, 1]``, when the source sends ``value`` everywhere."""
     return value * link.weight.sum((1, 2, 3))[:, None, None]
+
+
+def _halves(p: Population, unit: float) -> float:
+    """What shifting the currents that enter neurons takes of them, on average; others' is made up for by who reads."""
+    return sum(unit / 2 for link in p.links if link.shift) if p.kind == "neurons" else 0.0
 
 
 def _bias(p: Population, unit: float, more: Tensor | float = 0.0) -> tuple[np.ndarray, int]:
