@@ -11,18 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snnzoo.errors import InputError
 from snnzoo.export.graph import Graph
 from snnzoo.export.lava.lower import Link, Population, evaluate, lower, per_step, pixel_offset
+from snnzoo.export.lava.rounding import bias_mantissas, compensated, extremes, second_moments, snap
 from snnzoo.export.lava.simulator.network import (
     BIAS,
     CURRENT,
     DECAY,
     FRACTION,
-    NETX_BIAS_EXPONENT,
     STATE,
     THRESHOLD,
     WEIGHT,
@@ -208,7 +207,7 @@ class _Search:
         unit = FINER * (largest or 1.0) / WEIGHT[1]
         tried: list[tuple[float, float]] = []
         while len(tried) < TRIED:
-            self.units[group] = _snap(unit, threshold)
+            self.units[group] = snap(unit, threshold)
             if self._fits(members):
                 tried.append((self._loss(members), self.units[group]))
             unit *= COARSER
@@ -228,7 +227,7 @@ class _Search:
         weights = [link.weight * self._unit(link.source) for _, link in scaled if not _passes_on(link)]
         largest = max((float(weight.abs().max()) for weight in weights), default=0.0)
         for whole in range(1, 1 - WEIGHT[0] if largest else 1):
-            unit = _snap(largest / whole, threshold)
+            unit = snap(largest / whole, threshold)
             if all(bool(((weight / unit).round() - weight / unit).abs().max() < ON_GRID) for weight in weights):
                 return unit
         return None
@@ -238,7 +237,7 @@ class _Search:
         links = {id(link): (p, link) for p, link in scaled if link.groups == 1 and not _passes_on(link)}
         for key, (p, link) in links.items():
             weight = link.weight * (self._unit(link.source) / self.units[p.group])
-            self.joint[key] = _compensated(weight, _second_moments(link, self.values[link.source]))
+            self.joint[key] = compensated(weight, second_moments(link, self.values[link.source]))
         better = self._loss(members) if self._fits(members) else np.inf
         if better >= loss:
             for key in links:
@@ -275,7 +274,7 @@ class _Search:
     def _differing(self, p: Population) -> float:
         current = sum(self._brings(p, link) for link in p.links)
         unit = self.units[p.group]
-        bias = torch.from_numpy(_bias(p, unit, _halves(p, unit))[0].astype(np.float32)) * unit
+        bias = torch.from_numpy(bias_mantissas(p, unit, _halves(p, unit))[0].astype(np.float32)) * unit
         spikes = replace(p, bias=bias if bias.ndim == 3 else bias[:, None, None]).respond(
             current.expand(self.num_steps, *current.shape[1:])
         )
@@ -328,7 +327,7 @@ class _Search:
             if link.shift:
                 low, high = low + least / self.units[p.group] - 1, high + most / self.units[p.group] + 1
             else:
-                most_negative, most_positive = _extremes(link, self._weight(p, link), least, most)
+                most_negative, most_positive = extremes(link, self._weight(p, link), least, most)
                 low, high = low + most_negative, high + most_positive
         return low, high
 
@@ -361,7 +360,7 @@ class _Search:
         """The unit of a population whose currents will be shifted: as fine as 8-bit weights and 24 bits allow."""
         (link,) = p.links
         source = self._unit(link.source)
-        self.reach[p.name] = _extremes(link, link.weight * source, *self.reach[link.source])
+        self.reach[p.name] = extremes(link, link.weight * source, *self.reach[link.source])
         if link.exact:  # sums for a mean
             self.units[p.group] = source * float(link.weight.max())
             return
@@ -394,7 +393,7 @@ class _Search:
             half = sum(unit / 2 for link in p.links if link.shift)
             self.lost[p.name] = half + max(self.lost.get(link.source, 0.0) * link.exact for link in p.links)
         more = sum(_constant(link, self.lost.get(link.source, 0.0)) for link in p.links)
-        bias, clipped = _bias(p, unit, more + _halves(p, unit))
+        bias, clipped = bias_mantissas(p, unit, more + _halves(p, unit))
         settings: dict[str, Any] = dict(scale=unit)
         if p.kind in ("neurons", "logic"):
             threshold = p.threshold if p.kind == "logic" else round(p.params.threshold / unit - 1 / FRACTION)
@@ -439,49 +438,6 @@ def _passes_on(link: Link) -> bool:
     )
 
 
-def _second_moments(link: Link, x: Tensor) -> Tensor:
-    """``[K, K]``: how the inputs that meet a kernel's K weights go together, from about 2^15 places of the map."""
-    x = x.flatten(0, 1)
-    share = max(1, x.shape[0] * x.shape[2] * x.shape[3] // (link.stride[0] * link.stride[1]) >> 15)
-    columns = F.unfold(x[::share], link.weight.shape[2:], link.dilation, link.padding, link.stride)
-    columns = columns.transpose(0, 1).flatten(1).double()
-    return columns @ columns.T / columns.shape[1]
-
-
-def _compensated(weight: Tensor, moments: Tensor) -> Tensor:
-    """Integers near ``weight`` ``[O, C, KH, KW]`` whose errors cancel on inputs of such second moments.
-
-    Weights are rounded one after the other, and what that changes is taken back by those still to come (GPTQ, arXiv
-    2210.17323, Eq. 2 and 3; the order is the kernel's).
-    """
-    damped = moments + 0.01 * moments.diagonal().mean().clamp(1e-12) * torch.eye(len(moments), dtype=moments.dtype)
-    factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
-    left, result = weight.double().flatten(1).clone(), []
-    for k in range(left.shape[1]):
-        rounded = left[:, k].round().clamp(*WEIGHT)
-        result.append(rounded)
-        left -= ((left[:, k] - rounded) / factor[k, k])[:, None] * factor[k]
-    return torch.stack(result, 1).reshape(weight.shape).to(weight.dtype)
-
-
-def _snap(unit: float, threshold: float | None) -> float:
-    """The nearest unit in which the threshold lies 1/64 above a whole number, so that both neurons fire by one rule."""
-    if threshold is None:
-        return unit
-    return threshold / (min(max(round(threshold / unit), 1), THRESHOLD[1]) + 1 / FRACTION)
-
-
-def _extremes(link: Link, weight: Tensor, least: np.ndarray, most: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The least and the most that a link can bring, ``[O]``, from that of its source, ``[C]``."""
-    weight = weight.double().flatten(2).numpy()  # [O, C / groups, K]
-    positive, negative = weight.clip(0).sum(2), (-weight).clip(0).sum(2)
-    outs = len(weight)
-    least, most = (
-        np.repeat(x.reshape(link.groups, -1), outs // link.groups, axis=0) for x in (least.clip(None, 0), most.clip(0))
-    )
-    return (positive * least - negative * most).sum(1), (positive * most - negative * least).sum(1)
-
-
 def _constant(link: Link, value: float) -> Tensor:
     """What arrives, ``[O, 1, 1]``, when the source sends ``value`` everywhere."""
     return value * link.weight.sum((1, 2, 3))[:, None, None]
@@ -490,16 +446,6 @@ def _constant(link: Link, value: float) -> Tensor:
 def _halves(p: Population, unit: float) -> float:
     """What shifting the currents that enter neurons takes of them, on average; others' is made up for by who reads."""
     return sum(unit / 2 for link in p.links if link.shift) if p.kind == "neurons" else 0.0
-
-
-def _bias(p: Population, unit: float, more: Tensor | float = 0.0) -> tuple[np.ndarray, int]:
-    """Mantissas, ``[C]`` if they are the same all over the map, else ``[C, H, W]``; and how many did not fit."""
-    bias = more + (torch.zeros(p.shape) if p.bias is None else p.bias)
-    mantissa = (bias.double().expand(p.shape) / unit * FRACTION / 2**NETX_BIAS_EXPONENT).round()
-    clipped = int(((mantissa < BIAS[0]) | (mantissa > BIAS[1])).sum())
-    mantissa = mantissa.clamp(*BIAS).numpy().astype(np.int16)
-    flat = mantissa.reshape(p.shape[0], -1)
-    return (flat[:, 0] if (flat == flat[:, :1]).all() else mantissa), clipped
 
 
 def _match_delays(layers: list[Layer]) -> tuple[Layer, ...]:
