@@ -55,7 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--std", type=float, nargs="+", metavar="S")
     add("--interpolation", default="", help="for resizing (default: the model's)")
     add("-b", "--batch-size", type=int, default=256, metavar="N")
-    add("-j", "--workers", type=int, default=4, metavar="N")
+    add("-j", "--workers", type=int, default=data.WORKERS, metavar="N")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--channels-last", action="store_true", help="memory layout, often faster")
     add("--amp", action="store_true")
