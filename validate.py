@@ -24,7 +24,7 @@ from snnzoo.evaluate import evaluate, logits_of
 from snnzoo.files import write_atomically
 from snnzoo.processes import Processes
 from snnzoo.records import versions
-from snnzoo.scripting import model_kwargs, parse_with_config, run
+from snnzoo.scripting import model_kwargs, parse_with_config, run, writing
 from snnzoo.weights import create_model
 
 _logger = logging.getLogger("validate")
@@ -139,7 +139,8 @@ def main(argv: list[str] | None = None) -> None:
             f"{metrics['images_per_s']:.0f} img/s"
         )
     if args.results_file:
-        write_results(Path(args.results_file), results)
+        with writing(args.results_file):
+            write_results(Path(args.results_file), results)
 
 
 if __name__ == "__main__":
