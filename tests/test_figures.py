@@ -76,6 +76,9 @@ def test_curves():
     two = draw_curves({"a": ROWS, "b": ROWS[:2]})
     assert set(lines(two.axes[0])) == {"a: training", "a: validation", "b: training", "b: validation"}
     assert not overlaps(two)
+    for axes in draw_curves({"run": ROWS[:1]}).axes:  # one epoch: no fractions of it, and a dot that is seen
+        assert list(axes.get_xticks()) == [0]
+        assert all(line.get_markersize() > 6 for line in axes.get_lines())
 
 
 def test_hybrids():
