@@ -92,7 +92,8 @@ def _draw(runs: Mapping[str, Rows], wanted: Sequence[Panel], nothing: str) -> "F
                 if wanted is HYBRIDS and name == "eval_top1":
                     colour = COLOURS[-1]  # the student, black beside its hybrids
                 called = as_text(_called(name, wanted is HYBRIDS))
-                axes.plot(*zip(*points, strict=True), style, color=colour, marker=".", markersize=3 if len(points) > 1 else 12,
+                axes.plot(*zip(*points, strict=True), style, color=colour, marker=".",
+                          markersize=3 if len(points) > 1 else 12,
                           label=called if len(runs) == 1 else f"{as_text(run)}: {called}")  # fmt: skip
         axes.set(title=title, xlabel="epoch", ylabel=label)
         axes.xaxis.get_major_locator().set_params(integer=True)
