@@ -24,7 +24,7 @@ from snnzoo.evaluate import evaluate, logits_of
 from snnzoo.files import write_atomically
 from snnzoo.processes import Processes
 from snnzoo.records import versions
-from snnzoo.scripting import model_kwargs, parse_with_config, run
+from snnzoo.scripting import model_kwargs, parse_with_config, run, writing
 from snnzoo.weights import create_model
 
 _logger = logging.getLogger("validate")
@@ -55,7 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--std", type=float, nargs="+", metavar="S")
     add("--interpolation", default="", help="for resizing (default: the model's)")
     add("-b", "--batch-size", type=int, default=256, metavar="N")
-    add("-j", "--workers", type=int, default=4, metavar="N")
+    add("-j", "--workers", type=int, default=data.WORKERS, metavar="N")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--channels-last", action="store_true", help="memory layout, often faster")
     add("--amp", action="store_true")
@@ -139,7 +139,8 @@ def main(argv: list[str] | None = None) -> None:
             f"{metrics['images_per_s']:.0f} img/s"
         )
     if args.results_file:
-        write_results(Path(args.results_file), results)
+        with writing(args.results_file):
+            write_results(Path(args.results_file), results)
 
 
 if __name__ == "__main__":

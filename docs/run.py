@@ -107,7 +107,7 @@ def main() -> None:
         text = block.text.replace("URL", str(ROOT)).replace("YOU/", f"{OWNER}/")
         if block.language == "python":
             (folder / f"block{number}.py").write_text(text)
-            text = f"python {folder}/block{number}.py"
+            text = f"python < {folder}/block{number}.py  # in the checkout, as if it were typed there"
         elif text.startswith("git clone"):
             # between the clone and `make`: the environment, unless `make` is to install it
             borrow = "" if args.install else f"{shlex.join([sys.executable, __file__, '--borrow', '.'])}\n"

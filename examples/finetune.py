@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from snnzoo.data import class_names, data_config, open_dataset, write_digits
+from snnzoo.errors import InputError
 from snnzoo.scripting import run
 from snnzoo.weights import create_model
 
@@ -91,6 +92,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--output", type=Path, default=Path("output/finetune"))
     args = parser.parse_args(argv)
+    if args.epochs < 1 or not args.lr > 0:
+        raise InputError(f"--epochs and --lr must be positive, got {args.epochs} and {args.lr}")
     torch.manual_seed(0)
     kwargs, size, folder, checkpoint = {}, None, args.data_dir, args.checkpoint
     if folder is None:

@@ -100,6 +100,11 @@ def main(argv: list[str] | None = None) -> None:
     logging.disable(logging.WARNING)
     if args.checkpoint:
         model, trained = hub.load(args.checkpoint)
+        if model.in_chans != 2 or not hasattr(model, "num_steps"):
+            raise InputError(
+                f"--checkpoint {str(args.checkpoint)!r} is of {trained.options['model']}, {model.in_chans} channels: "
+                f"a recording is for a spiking network with 2, darker and brighter"
+            )
         config = data_config(trained.options, model, "frames")
         mean, std = (torch.tensor(config[key])[:, None, None] for key in ("mean", "std"))
         path, size, steps = args.recording, config["input_size"][1:], model.num_steps

@@ -31,12 +31,11 @@ def plot(graph: Graph, path: str | Path) -> None:
         row, lane = places[node.name]
         for source in node.inputs:
             above, beside = places[source]
-            # An edge that passes other nodes bends around them.
-            bend = 0.0 if row - above == 1 or lane != beside else min(0.45, 0.12 * (row - above))
-            axes.annotate(
-                "", (lane, row - 0.28), (beside, above + 0.28),
-                arrowprops=dict(arrowstyle="-|>", color="#555555", lw=0.8, connectionstyle=f"arc3,rad={bend}"),
-            )  # fmt: skip
+            start, end, style = (beside, above + 0.28), (lane, row - 0.28), "arc3"
+            if row - above > 1 and lane == beside:  # past other nodes: out at the side, around them, and in again
+                start, end, style = (lane - 0.16, above), (lane - 0.16, row), "arc3,rad=0.25"
+            arrow = dict(arrowstyle="-|>", color="#555555", lw=0.8, connectionstyle=style, shrinkA=0, shrinkB=0)
+            axes.annotate("", end, start, arrowprops=arrow)
         shape = "x".join(map(str, graph.shapes[node.name]))
         axes.text(
             lane, row, f"{node.name}\n{node.kind} {shape}", ha="center", va="center", fontsize=6,

@@ -5,7 +5,7 @@ import argparse
 import torch
 from timm.utils import ParseKwargs
 
-from snnzoo.data import AUTO_AUGMENT, FRAME_DATASETS
+from snnzoo.data import AUTO_AUGMENT, FRAME_DATASETS, WORKERS
 from snnzoo.distill import ALPHA_SCHEDULES, BETAS
 from snnzoo.errors import InputError
 
@@ -32,7 +32,7 @@ def make_parser(description: str | None = None) -> argparse.ArgumentParser:
     add("--std", type=float, nargs="+", metavar="S")
     add("--interpolation", default="", help="for resizing (default: the model's)")
     add("--event-steps", type=int, metavar="T", help="frames of a cifar10dvs recording (default: the model's steps)")
-    add("-j", "--workers", type=int, default=4, metavar="N", help="data loading processes")
+    add("-j", "--workers", type=int, default=WORKERS, metavar="N", help="data loading processes (here: %(default)s)")
 
     add = parser.add_argument_group("student").add_argument
     add("--model", default="snn_resnet18_t4", help="any zoo model, any timm model without --branches")

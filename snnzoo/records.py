@@ -106,13 +106,21 @@ def _as_csv(rows: list[dict[str, float]]) -> str:
 
 
 def read_table(path: str | Path) -> list[dict[str, float]]:
-    """The rows of a run's ``summary.csv``, numbers by name; none if there is no such file."""
+    """The rows of a run's ``summary.csv``, numbers by name; none if there is no such file.
+
+    Raises:
+        InputError: the file is something else.
+    """
     path = Path(path)
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
-    return [row | {"epoch": int(row["epoch"])} for row in rows]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+        return [row | {"epoch": int(row["epoch"])} for row in rows]
+    except (ValueError, KeyError, TypeError) as error:
+        why = "it has no column 'epoch'" if isinstance(error, KeyError) else error
+        raise InputError(f"{str(path)!r} is not the {TABLE} of a run: {why}") from error
 
 
 def read_results(path: str | Path) -> list[dict[str, Any]]:
@@ -124,10 +132,15 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-        rows = list(csv.DictReader(io.StringIO(text))) if path.suffix == ".csv" else json.loads(text)["results"]
+        if path.suffix == ".csv":
+            rows = list(csv.DictReader(io.StringIO(text)))
+        elif "results" in (content := json.loads(text)):
+            rows = content["results"]
+        else:
+            raise ValueError("it has no 'results'")
         if not rows or not all("top1" in row and "model" in row and "num_steps" in row for row in rows):
             raise ValueError("it has no model, num_steps and top1")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise InputError(f"results {str(path)!r} are not what `validate.py --results-file` writes: {error}") from error
     return rows
 

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -46,6 +47,32 @@ def test_stream_events(tmp_path, capsys):
     assert len(frames) == 6
     assert frames[-1][0] == "1"  # the recording is of a one
     assert float(re.search(r"logits differ by ([\d.e+-]+)", text)[1]) < 1e-4
+
+
+def test_finetune_refuses(tmp_path):
+    import finetune
+
+    from snnzoo import InputError
+
+    with pytest.raises(InputError, match="--epochs and --lr must be positive, got 0 and 0.1"):
+        finetune.main(["--epochs", "0"])
+    with pytest.raises(InputError, match="there is no such folder or file"):
+        finetune.main(["--data-dir", str(tmp_path / "nowhere")])
+
+
+def test_stream_refuses_a_network_for_images(monkeypatch):
+    import stream_events
+    import timm
+
+    from snnzoo import InputError
+
+    loaded = (
+        timm.create_model("snn_resnet20_t4", depths=(1, 1, 1)),
+        SimpleNamespace(options={"model": "snn_resnet20_t4"}),
+    )
+    monkeypatch.setattr(stream_events.hub, "load", lambda path: loaded)
+    with pytest.raises(InputError, match=r"'x.pth.tar' is of snn_resnet20_t4, 3 channels: .* with 2"):
+        stream_events.main(["--recording", "r.aedat", "--checkpoint", "x.pth.tar"])
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,9 @@ def test_curves():
     two = draw_curves({"a": ROWS, "b": ROWS[:2]})
     assert set(lines(two.axes[0])) == {"a: training", "a: validation", "b: training", "b: validation"}
     assert not overlaps(two)
+    for axes in draw_curves({"run": ROWS[:1]}).axes:  # one epoch: no fractions of it, and a dot that is seen
+        assert list(axes.get_xticks()) == [0]
+        assert all(line.get_markersize() > 6 for line in axes.get_lines())
 
 
 def test_hybrids():
@@ -220,16 +223,22 @@ def test_commands(run, digits, tmp_path):
     ("command", "match"),
     [
         ("curves nowhere", "no run at 'nowhere/?.*': give the folder of a run"),
+        ("curves {numbers}", "is not the summary.csv of a run: it has no column 'epoch'"),
+        ("hybrids {words}", "is not the summary.csv of a run: could not convert string to float: 'x'"),
         ("rates {run}/summary.json", "is not what `snnzoo profile -o` writes: it has no energy"),
         ("accuracy {run}/summary.csv", "not what `validate.py --results-file` writes: it has no model"),
+        ("accuracy {run}/summary.json", "not what `validate.py --results-file` writes: it has no 'results'"),
         ("accuracy nowhere.csv", "not what `validate.py --results-file` writes"),
         ("raster snn_resnet20_t2 --image nowhere.png --layer act1", "there is no file 'nowhere.png'"),
         ("raster snn_resnet20_t2 --image {run}/summary.csv --layer act1", "cannot be read"),
     ],
 )
 def test_bad_commands(run, tmp_path, capsys, command, match):
+    words, numbers = tmp_path / "words.csv", tmp_path / "numbers.csv"
+    words.write_text("epoch,eval_top1\n0,x\n")
+    numbers.write_text("eval_top1\n1\n")
     with pytest.raises(SystemExit) as ended:
-        cli.main(f"plot {command.format(run=run)} -o {tmp_path}/x.png".split())
+        cli.main(f"plot {command.format(run=run, words=words, numbers=numbers)} -o {tmp_path}/x.png".split())
     assert ended.value.code == 2
     error = capsys.readouterr().err
     assert re.search(match, error), error

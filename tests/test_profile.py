@@ -256,11 +256,14 @@ def test_untrained_weights_are_pointed_out(digits, capsys):
         (("--plot", "p.png"), "--plot draws activity, which needs images: give --data-dir"),
         (("--plot", "p.txt"), r"figure 'p.txt': its suffix must be one of .*png"),
         (("-o", "p.csv"), r"--output must end in .json, got 'p.csv'"),
-        (("-o", "/dev/null/p.json"), "--output /dev/null/p.json does not fit: .*File exists"),
+        (("-o", "/dev/null/p.json"), "'/dev/null/p.json' cannot be written .File exists.: name another file"),
         (("--device", "nothing"), "--device nothing does not fit"),
         (("--mac-pj", "0"), "a MAC must take a positive number"),
         (("--data-dir", "DIGITS", "--images", "0"), "the number of images must be at least 1, got 0"),
+        (("--data-dir", "DIGITS", "--batch-size", "0"), "--batch-size must be at least 1, got 0"),
         (("--data-dir", "nowhere"), "there is no such folder"),
+        (("--num-steps", "0"), "num_steps must be a whole number of at least 1, got 0"),
+        (("--checkpoint", "nowhere.pth.tar"), "no checkpoint file at 'nowhere.pth.tar'"),
     ],
 )
 def test_bad_options(digits, capsys, more, match):

@@ -165,7 +165,11 @@ def test_bad_input(run, tmp_path, capsys, monkeypatch):
     for command, match in (
         (f"report {tmp_path}", "no run at .*: a run's folder has a summary.csv"),
         (f"report {run} --data-dir {tmp_path}/nowhere", "there is no such folder or file"),
-        (f"report {run} --images 4 -o /dev/null/r.html", "--output /dev/null/r.html does not fit: .*File exists"),
+        (
+            f"report {run} --images 4 -o /dev/null/r.html",
+            "'/dev/null/r.html' cannot be written .File exists",
+        ),
+        (f"report {run} --images 0", "--images must be at least 1, got 0"),
         (f"report {run} -o report.pdf", "--output must end in .html, got 'report.pdf'"),
     ):
         with pytest.raises(SystemExit) as ended:

@@ -82,6 +82,7 @@ def test_bad_input(measure, tmp_path):
     refuse("has no sub-folder 'vaildation', .* it has train, validation", [*measure, "--split", "vaildation"],
            validate.main)  # fmt: skip
     refuse("must end in .csv or .json, got 'r.txt'", [*measure, "--results-file", "r.txt"], validate.main)
+    refuse("--batch-size must be at least 1, got 0", [*measure, "--batch-size", "0"], validate.main)
     refuse("num_steps must be a whole number of at least 1, got 0", [*measure, "--num-steps", "2", "0"], validate.main)
     plain = tmp_path / "plain.safetensors"
     save_file(timm.create_model("snn_resnet20_t2", depths=(1, 1, 1)).state_dict(), plain)

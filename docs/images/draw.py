@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Draw the README's picture: how a student is trained, and what a training step takes.
+"""Draw the pages' pictures: how a student is trained and what a training step takes; how a network is deployed.
 
-    python docs/images/draw.py      # writes overview.svg beside this file
+    python docs/images/draw.py      # writes overview.svg and deploy.svg beside this file
 
 The times are those in benchmarks/results, as benchmarks/speed.py wrote them.
 """
@@ -102,6 +102,38 @@ def draw_times(axes):
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def draw_deployment(axes):
+    """From the model by way of one graph to three files, each run in its own engine and compared."""
+    rows = (
+        (2.6, "ONNX file", "onnxruntime", "spikes and logits,\nfloat32"),
+        (1.5, "NIR file", "read back and\ninterpreted", "spikes and logits,\nfloat32"),
+        (
+            0.4,
+            "Loihi 2's integers,\nHDF5 file",
+            "Lava's fixed-point\nsimulator",
+            "spikes and logits,\nequal in every bit",
+        ),
+    )
+    box(axes, 0.9, 1.5, "PyTorch\nmodel", STUDENT, 1.4, 0.9)
+    box(axes, 3.1, 1.5, "graph, batch\nnorms folded", STUDENT, 1.7, 0.9)
+    arrow(axes, (1.65, 1.5), (2.2, 1.5), STUDENT)
+    for y, file, engine, compared in rows:
+        box(axes, 5.8, y, file, TEACHER, 2.1, 0.8)
+        box(axes, 8.8, y, engine, ADAPTER, 2.3, 0.8)
+        arrow(axes, (4.02, 1.5 + 0.3 * (y - 1.5)), (4.7, y), STUDENT)
+        arrow(axes, (6.9, y), (7.6, y), TEACHER)
+        axes.text(10.2, y, compared, ha="left", va="center", fontsize=10, color=INK)
+    for x, text in ((5.8, "written"), (8.8, "run by"), (11.1, "compared")):
+        axes.text(x, 3.25, text, ha="center", color=INK, fontsize=10)
+    axes.set(xlim=(0, 12.2), ylim=(-0.2, 3.5), aspect="equal")
+    axes.axis("off")
+
+
+def save(figure, name):
+    with atomic_path(HERE / name) as temporary:
+        figure.savefig(temporary, format="svg", metadata={"Date": None})
+
+
 def main() -> None:
     matplotlib.rcParams["svg.hashsalt"] = "snnzoo"  # the same file every time
     figure = Figure((12.5, 3.7), layout="constrained", facecolor="white")
@@ -109,8 +141,11 @@ def main() -> None:
     left, right = figure.subplots(1, 2, width_ratios=(1.9, 1))
     draw_method(left)
     draw_times(right)
-    with atomic_path(HERE / "overview.svg") as temporary:
-        figure.savefig(temporary, format="svg", metadata={"Date": None})
+    save(figure, "overview.svg")
+    figure = Figure((10, 3.2), layout="constrained", facecolor="white")
+    FigureCanvasSVG(figure)
+    draw_deployment(figure.subplots())
+    save(figure, "deploy.svg")
 
 
 if __name__ == "__main__":

@@ -134,8 +134,8 @@ def draw_accuracy(
             if not known:
                 continue
             axes.plot([energy for energy, *_ in known], [top1 for _, top1, _ in known], **style)
-            for number, (energy, top1, steps) in enumerate(known):
-                where = dict(textcoords="offset points", xytext=(0, 8 if number % 2 else -15), ha="center")
+            for energy, top1, steps in known:  # more steps, more energy, better answers: right and below is no line
+                where = dict(textcoords="offset points", xytext=(6, -6), ha="left", va="top")
                 axes.annotate(f"T = {steps}" if steps else "ANN", (energy, top1), fontsize="small", **where)
     ticks = sorted({_steps(row) or 1 for rows in results.values() for row in rows})
     by_steps.set(xlabel="time steps T", ylabel="top-1, %", xticks=ticks)

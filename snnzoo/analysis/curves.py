@@ -80,6 +80,7 @@ def _draw(runs: Mapping[str, Rows], wanted: Sequence[Panel], nothing: str) -> "F
     if not panels:
         raise InputError(f"there is nothing to draw: {nothing}")
     figure = new_figure(4.8 * len(panels), 4 if len(runs) == 1 else 5)
+    epochs = {row["epoch"] for rows in runs.values() for row in rows}
     for axes, (title, label, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for (run, rows), style in zip(runs.items(), _STYLES * len(runs), strict=False):
             for index, name in enumerate(names):
@@ -91,10 +92,13 @@ def _draw(runs: Mapping[str, Rows], wanted: Sequence[Panel], nothing: str) -> "F
                 if wanted is HYBRIDS and name == "eval_top1":
                     colour = COLOURS[-1]  # the student, black beside its hybrids
                 called = as_text(_called(name, wanted is HYBRIDS))
-                axes.plot(*zip(*points, strict=True), style, color=colour, marker=".", markersize=3,
+                axes.plot(*zip(*points, strict=True), style, color=colour, marker=".",
+                          markersize=3 if len(points) > 1 else 12,
                           label=called if len(runs) == 1 else f"{as_text(run)}: {called}")  # fmt: skip
         axes.set(title=title, xlabel="epoch", ylabel=label)
         axes.xaxis.get_major_locator().set_params(integer=True)
+        if len(epochs) == 1:
+            axes.set_xticks(list(epochs))
         tidy(axes)
         if len(runs) == 1:
             axes.legend(fontsize="x-small")

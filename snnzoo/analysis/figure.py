@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from snnzoo.errors import InputError
 from snnzoo.files import atomic_path
+from snnzoo.scripting import writing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,11 +50,8 @@ def save(figure: "Figure", path: str | Path, dpi: int = 130) -> Path:
         InputError: an unknown format, or a path that cannot be written.
     """
     path = check_figure_path(path)
-    try:
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, format=path.suffix[1:], dpi=dpi)
-    except OSError as error:
-        raise InputError(f"figure {str(path)!r} cannot be written ({error}): name another file") from error
+    with writing(path), atomic_path(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:], dpi=dpi)
     return path
 
 

@@ -68,9 +68,11 @@ def inspect_run(
         deploy: exports the model and compares, see :data:`Deploy`.
 
     Raises:
-        InputError: it is not a run's folder, or ``data_dir`` does not fit.
+        InputError: it is not a run's folder, or ``data_dir`` or ``images`` does not fit.
     """
     folder = Path(folder)
+    if images is not None and images < 1:
+        raise InputError(f"--images must be at least 1, got {images}")
     if not (folder / TABLE).is_file():
         raise InputError(f"no run at {str(folder)!r}: a run's folder has a {TABLE}")
     summary = _read(folder / SUMMARY, json.loads)

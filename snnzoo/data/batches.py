@@ -231,7 +231,12 @@ def evaluation_batches(
 
     Where the processes' shares are unequal the last samples are repeated:
     ``timm.task.evaluator.evaluation_sample_limit`` knows how many are real.
+
+    Raises:
+        InputError: a batch size below 1.
     """
+    if batch_size < 1:
+        raise InputError(f"--batch-size must be at least 1, got {batch_size}")
     sampler = None
     if isinstance(dataset, IterableDataset):
         checked = SeededStream(dataset, num_classes)

@@ -1,6 +1,7 @@
 """timm's datasets and ours, opened with errors that say what to do."""
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from snnzoo.data.events import FRAME_DATASETS, Cifar10DVS, FrameFolder
 from snnzoo.errors import InputError
 from snnzoo.scripting import as_input_error
 
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+WORKERS = min(4, _CORES)  # timm's default is 4; torch warns where that is more than there are cores
 _SPLIT_NAMES = ("train", "training", "val", "validation", "test", "eval")
 
 
