@@ -97,7 +97,6 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if bool(args.recording) != bool(args.checkpoint):
         raise InputError("--recording and --checkpoint go together: give both, or none for the digits")
-    logging.disable(logging.WARNING)
     if args.checkpoint:
         model, trained = hub.load(args.checkpoint)
         if model.in_chans != 2 or not hasattr(model, "num_steps"):
@@ -124,4 +123,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.WARNING)
     run(main, Path(__file__).name)
