@@ -254,6 +254,13 @@ def test_calibration_images_are_checked(images, message):
         quantize(graph_of("vgg")[0], images)
 
 
+def test_calibration_needs_an_image(tmp_path, capsys):
+    command = f"export lava snn_resnet20_t1 --data-dir {tmp_path} -o {tmp_path / 'net.h5'} --calibration-images 0"
+    with pytest.raises(SystemExit) as stop:
+        cli.main(command.split())
+    assert stop.value.code == 2 and "--calibration-images must be at least 1, got 0" in capsys.readouterr().err
+
+
 # --- the file ---------------------------------------------------------------------------------------------------------
 
 
