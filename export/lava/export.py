@@ -119,6 +119,7 @@ def _lost(quantized: Quantized, run: IntegerRun, graph, images: Tensor) -> dict[
         "netx": network.sequential,
         "depth": network.depths[network.readout.name],
         "quantised": rows,
+        "saturated": quantized.saturated,
         "overflows": {name: list(counts) for name, counts in run.overflows.items()},
         "agreement_images": len(images),
         "same_top1": same,
@@ -128,7 +129,7 @@ def _lost(quantized: Quantized, run: IntegerRun, graph, images: Tensor) -> dict[
             f"spikes      least agreement with the model {100 * agreement[worst]:.2f} % ({worst}), on equal inputs "
             f"{100 * min(x.alone for x in quantized.layers if x.alone is not None):.2f} %; same class for {same} of "
             f"{len(images)} images",
-            f"saturated   {sum(layer.saturated for layer in quantized.layers)} weights and biases; worst current "
+            f"saturated   {quantized.saturated} weights and biases; worst current "
             f"{max(layer.worst_current for layer in quantized.layers):,} of {CURRENT:,}; "
             f"{sum(map(sum, run.overflows.values()))} overflows",
             *(f"warning     {layer.name}: its currents were bounded by observation, not for every image"
