@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Train a spiking network beside a pretrained ANN, in the manner of timm's train.py.
 
-    python train_distill.py --data-dir DIR --model snn_resnet18_t4 --teacher resnet18 [options]
-    python train_distill.py -c hub_configs/snn_resnet18_t4.c10/recipe.yaml --data-dir DIR
+    python train_distill.py --data-dir DIR --model snn_resnet18_t4 --teacher cifar_resnet18 --teacher-checkpoint FILE
+    python train_distill.py -c hub_configs/snn_resnet18_t4.c10/recipe.yaml --data-dir DIR --teacher-checkpoint FILE
     torchrun --nproc-per-node 8 train_distill.py -c … --sync-bn --batch-size 64
 
 The method is arXiv 2503.16572: hybrids of student and frozen teacher, trained by rate-based backpropagation. Without

@@ -41,7 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--dataset-download", action="store_true", help="let torch/… and hfds/… data be downloaded")
     add("--class-map", metavar="FILE", default="", help="class to label mapping")
     add("--model", required=True, help="a zoo or timm model, or hf-hub:…")
-    add("--checkpoint", metavar="FILE", help="weights; without it the model's pretrained ones")
+    add("--checkpoint", metavar="FILE", help="its weights; else --pretrained, or a model from a Hub")
     add("--pretrained", action="store_true", help="the model's pretrained weights")
     add("--use-ema", action="store_true", help="the averaged weights of the checkpoint")
     add("--num-classes", type=int, metavar="N", help="(default: the model's)")

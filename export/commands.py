@@ -140,6 +140,8 @@ def _lava(args: argparse.Namespace) -> None:
 
     if not (args.data_dir or args.dataset):
         raise InputError("scales are chosen on images: give --data-dir")
+    if args.calibration_images < 1:
+        raise InputError(f"--calibration-images must be at least 1, got {args.calibration_images}")
     model = make_model(args)
     options = _on_data(args, model)
     config = data.data_config({"input_size": args.input_size}, model, args.dataset)

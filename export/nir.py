@@ -56,6 +56,8 @@ TARGETS = {
         hard="the default of snntorch, norse (with dt=1e-4) and SpikingJelly",
         soft=None,
         why_not="NIR does not say what a spike leaves behind, and importers set the membrane to zero",
+        average_pool=False,
+        smallest_decay=1e-9,
     ),
     "snntorch": Target(
         hard="snntorch.import_nir.import_from_nir(graph)",
@@ -159,13 +161,13 @@ def refusals(graph: Graph, target: str) -> list[str]:
             elif p.decay == 1:
                 why = "decay=1: a neuron without leak has no time constant that importers agree on"
             elif p.decay < importer.smallest_decay:
-                why = f"decay={p.decay:g}: {target} needs a time constant above dt"
+                why = f"decay={p.decay:g}: --target {target} needs a time constant above dt"
         elif isinstance(node, Gate):
             why = f"SEW's {node.gate.upper()}: NIR joins values by adding them; connect='add' can be written"
         elif isinstance(node, Pool) and node.pool == "max":
             why = "NIR has no max pooling; stem='cifar' and strided convolutions do without"
         elif isinstance(node, Pool) and not importer.average_pool and not graph.linear_behind(node):
-            why = f"{target} has no average pooling"
+            why = f"--target {target} has no average pooling but the global one before a linear layer"
         elif isinstance(node, ReLU):
             why = "NIR describes spiking networks, this is an ANN's activation"
         if why:

@@ -399,7 +399,7 @@ def _commit(
 
 
 def pull(repo: str, revision: str | None = None, folder: str | Path | None = None) -> Path:
-    """Fetch a checkpoint from the Hub: config, weights (safetensors alone, verified), card, recipe, results.
+    """Fetch a checkpoint from the Hub: config, weights (safetensors alone, verified), card, recipe, results, licence.
 
     Args:
         repo: ``owner/name``, or ``<model>.<tag>`` of our organisation.
@@ -416,7 +416,7 @@ def pull(repo: str, revision: str | None = None, folder: str | Path | None = Non
     repo = repo if "/" in repo else f"{organisation()}/{repo}"
     found = on_hub(f"{repo}@{revision}" if revision else repo)
     here = found.file.parent
-    for file in (CARD, RECIPE, RESULTS):
+    for file in (CARD, RECIPE, RESULTS, LICENSE):
         with hub_errors(repo):
             try:
                 hf_hub_download(repo.partition("@")[0], file, revision=here.name)

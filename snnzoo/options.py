@@ -35,7 +35,7 @@ def make_parser(description: str | None = None) -> argparse.ArgumentParser:
     add("-j", "--workers", type=int, default=WORKERS, metavar="N", help="data loading processes (here: %(default)s)")
 
     add = parser.add_argument_group("student").add_argument
-    add("--model", default="snn_resnet18_t4", help="any zoo model, any timm model without --branches")
+    add("--model", default="snn_resnet18_t4", help="any zoo model, or timm's (default: %(default)s)")
     add("--pretrained", help="start from the model's pretrained weights", **flag)
     add("--initial-checkpoint", metavar="FILE", help="start from these weights")
     add("--num-classes", type=int, metavar="N", help="(default: the model's)")

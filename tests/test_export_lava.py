@@ -165,6 +165,19 @@ def test_a_large_window_of_pixels_keeps_its_weights(quantized):
     assert report.guaranteed and 32000 < report.worst_current <= 32767 and report.alone > 0.99
 
 
+def test_saturated_weights_between_layers_count():
+    """Weights far beyond the others are cut off where currents are passed on as they are before neurons."""
+    model = lively("snn_preact_resnet18_t2", **SMALL, stem="cifar").eval()
+    weight = model.layer1[0].conv2.weight
+    torch.manual_seed(0)
+    with torch.no_grad():
+        weight.mul_(torch.randn_like(weight).square())
+    result = quantize(model, pixels(8, 8))
+    (between,) = (s for s in result.network["layer1.0.add"].inputs if s.origin == "layer1.0.conv2")
+    assert (abs(between.weight.astype(int)) >= 127).sum() > 1
+    assert result.saturated > sum(layer.saturated for layer in result.layers)
+
+
 def test_threshold_is_the_models_rule():
     """A current of exactly Vth fires, one 64th of a unit less does not, whatever the threshold."""
     images = pixels(1, 8)
@@ -252,6 +265,13 @@ def test_scales_stay_finite():
 def test_calibration_images_are_checked(images, message):
     with pytest.raises(InputError, match=message):
         quantize(graph_of("vgg")[0], images)
+
+
+def test_calibration_needs_an_image(tmp_path, capsys):
+    command = f"export lava snn_resnet20_t1 --data-dir {tmp_path} -o {tmp_path / 'net.h5'} --calibration-images 0"
+    with pytest.raises(SystemExit) as stop:
+        cli.main(command.split())
+    assert stop.value.code == 2 and "--calibration-images must be at least 1, got 0" in capsys.readouterr().err
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------

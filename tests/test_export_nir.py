@@ -98,6 +98,7 @@ def test_the_numbers_in_the_file(tmp_path):
         ),
         ("snn_resnet20_t2", dict(reset="hard", decay=1.0), "any", r"act1, .* and 2 more \(lif\): decay=1"),
         ("snn_resnet20_t2", dict(reset="hard", decay=0.0), "spikingjelly", r"act1, .* \(lif\): decay=0"),
+        ("snn_resnet20_t2", dict(reset="hard", decay=0.0), "any", r"act1, .* \(lif\): decay=0"),
         ("snn_resnet34_t2", dict(reset="hard"), "any", r"maxpool \(pool\): NIR has no max pooling"),
         (
             "snn_sew_resnet18_t2",

@@ -531,7 +531,9 @@ def test_push_and_pull_by_command(hub, owner, tmp_path, capsys):
     cli.main(f"pull me/snn_resnet20_t4.c10 -o {tmp_path / 'net'}".split())
     assert capsys.readouterr().out == f"{tmp_path / 'net'}\n"
     assert 'create_model("hf-hub:me/snn_resnet20_t4.c10"' in (tmp_path / "net" / "README.md").read_text()
+    (tmp_path / "net" / "LICENSE").write_text("a notice")
     cli.main(f"push {tmp_path / 'net'} --repo snnzoo/snn_resnet20_t4.c10".split())  # a folder, as it is
+    assert (snnhub.pull("snn_resnet20_t4.c10", folder=tmp_path / "back") / "LICENSE").read_text() == "a notice"
     assert (
         'create_model("hf-hub:snnzoo/snn_resnet20_t4.c10"'
         in snnhub.pull("snn_resnet20_t4.c10").joinpath("README.md").read_text()

@@ -396,6 +396,8 @@ def test_a_path_is_dropped_at_every_step():
 def test_no_path_to_drop():
     with pytest.raises(InputError, match="drop_path_rate needs connect='add', got connect='iand'"):
         timm.create_model("snn_sew_resnet18_t2", connect="iand", drop_path_rate=0.1, device="meta")
+    with pytest.raises(InputError, match="drop_path_rate needs shortcuts, which a VGG does not have: got 0.1"):
+        timm.create_model("snn_vgg11_t2", drop_path_rate=0.1, device="meta")
 
 
 # --- training ----------------------------------------------------------------------------------------------------

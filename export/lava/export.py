@@ -1,7 +1,7 @@
 """``snnzoo export lava`` and ``snnzoo simulate`` as functions."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +68,12 @@ def export_lava(
             raise AssertionError(f"{str(path)!r}, read back, is another network than was written")
         report = make_report(graph, "lava", path, None, **_lost(quantized, run, graph, images))
         if accuracy:
-            report["accuracy"] = {
-                "PyTorch": accuracy(model),
-                "Loihi integers": accuracy(lambda x: simulate_integer(network, to_pixels(network, x), False).logits),
-            }
+
+            def integers(normalised: Tensor) -> Tensor:
+                pixels = to_pixels(normalised, network.metadata["mean"], network.metadata["std"])
+                return simulate_integer(network, pixels, record=False).logits
+
+            report["accuracy"] = {"PyTorch": accuracy(model), "Loihi integers": accuracy(integers)}
     write_report(report, graph)
     return report
 
@@ -90,10 +92,10 @@ def normalise(network: LoihiNetwork, images: Tensor) -> Tensor:
     return (images.float() / 255 - mean) / std
 
 
-def to_pixels(network: LoihiNetwork, images: Tensor) -> Tensor:
-    """Normalised images as the 8-bit pixels that they were made of."""
-    mean, std = (torch.tensor(network.metadata[key])[:, None, None] for key in ("mean", "std"))
-    return (255 * (images.cpu() * std + mean)).round().clamp(0, 255).to(torch.uint8)
+def to_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Images that were normalised with ``mean`` and ``std`` as the 8-bit pixels that they were made of."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (mean, std))
+    return (255 * (images.cpu().float() * std + mean)).round().clamp(0, 255).to(torch.uint8)
 
 
 def _lost(quantized: Quantized, run: IntegerRun, graph, images: Tensor) -> dict[str, Any]:
@@ -119,6 +121,7 @@ def _lost(quantized: Quantized, run: IntegerRun, graph, images: Tensor) -> dict[
         "netx": network.sequential,
         "depth": network.depths[network.readout.name],
         "quantised": rows,
+        "saturated": quantized.saturated,
         "overflows": {name: list(counts) for name, counts in run.overflows.items()},
         "agreement_images": len(images),
         "same_top1": same,
@@ -128,7 +131,7 @@ def _lost(quantized: Quantized, run: IntegerRun, graph, images: Tensor) -> dict[
             f"spikes      least agreement with the model {100 * agreement[worst]:.2f} % ({worst}), on equal inputs "
             f"{100 * min(x.alone for x in quantized.layers if x.alone is not None):.2f} %; same class for {same} of "
             f"{len(images)} images",
-            f"saturated   {sum(layer.saturated for layer in quantized.layers)} weights and biases; worst current "
+            f"saturated   {quantized.saturated} weights and biases; worst current "
             f"{max(layer.worst_current for layer in quantized.layers):,} of {CURRENT:,}; "
             f"{sum(map(sum, run.overflows.values()))} overflows",
             *(f"warning     {layer.name}: its currents were bounded by observation, not for every image"

@@ -1,10 +1,10 @@
 """Fine-tuning a trained network with the weights it will have on Loihi (``train_distill.py --quant loihi``)."""
 
-import torch
 from torch import Tensor, nn
 
 from snnzoo import layers
 from snnzoo.errors import InputError
+from snnzoo.export.lava.export import to_pixels
 from snnzoo.export.lava.quantization import Quantized, quantize
 from snnzoo.export.trace import trace
 from snnzoo.folding import move_scales
@@ -39,8 +39,7 @@ def prepare(model: nn.Module, images: Tensor) -> Quantized:
     """
     if images.ndim != 4:
         raise InputError(f"Loihi's scales are chosen on images [B, C, H, W], these are {list(images.shape)}: no frames")
-    mean, std = (torch.tensor(model.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
-    pixels = (255 * (images.cpu().float() * std + mean)).round().clamp(0, 255).to(torch.uint8)
+    pixels = to_pixels(images, model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
     size = tuple(images.shape[1:])
     graph = trace(model, size)
     quantized = quantize(graph, pixels)

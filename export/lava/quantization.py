@@ -73,11 +73,13 @@ class Quantized:
         network: the integers.
         layers: a report for each layer of neurons and the readout.
         populations: the same network in real numbers, for pixels as the network gets them.
+        saturated: weights and biases that did not fit, those between the layers that pass on currents too.
     """
 
     network: LoihiNetwork
     layers: tuple[LayerReport, ...]
     populations: tuple[Population, ...]
+    saturated: int
 
 
 @torch.no_grad()
@@ -126,7 +128,7 @@ def quantize(
         )  # fmt: skip
     except NetworkError as error:
         raise InputError(f"{graph.name} does not fit Loihi: {error}") from error
-    return Quantized(network, tuple(reports), populations)
+    return Quantized(network, tuple(reports), populations, search.saturated)
 
 
 @dataclass
@@ -149,6 +151,7 @@ class _Search:
     alone: dict[str, float] = field(default_factory=dict)  # see LayerReport
     joint: dict[int, Tensor] = field(default_factory=dict)  # weights rounded together, by their link's id
     lost: dict[str, float] = field(default_factory=dict)  # what rounding down takes of a current, on average
+    saturated: int = 0
 
     def __post_init__(self):
         self.by_name = {population.name: population for population in self.populations}
@@ -410,6 +413,7 @@ class _Search:
         ]
         layer = Layer(p.name, kind, p.shape, tuple(inputs), **settings)
         saturated = clipped + sum(self._beyond(p, link) for link in p.links if not link.exact)
+        self.saturated += saturated
         report = LayerReport(
             p.name, unit, settings["threshold"] if p.kind == "neurons" else None,
             max(self._largest_weight(p, link) for link in p.links), saturated, int(max(-low.min(), high.max())),

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from timm.models import generate_default_cfgs
 from torch import nn
 
+from snnzoo.errors import InputError
 from snnzoo.layers import TimeSeries
 from snnzoo.models._base import Layers, StagedNet
 from snnzoo.models._cfgs import cfgs
@@ -50,11 +51,16 @@ class SpikingVGG(SpikingModel, StagedNet):
 
     Args:
         depths, channels: convolutions and width of each stage after the stem; each begins with stride 2.
-        **kwargs: as for :class:`~snnzoo.models._spiking.SpikingModel`, without ``drop_path_rate``: there is no path
-            beside the one.
+        drop_path_rate: must be 0: there is no path beside the one.
+        **kwargs: as for :class:`~snnzoo.models._spiking.SpikingModel`.
+
+    Raises:
+        InputError: another ``drop_path_rate``.
     """
 
-    def __init__(self, depths: Sequence[int], channels: Sequence[int], **kwargs):
+    def __init__(self, depths: Sequence[int], channels: Sequence[int], drop_path_rate: float = 0.0, **kwargs):
+        if drop_path_rate:
+            raise InputError(f"drop_path_rate needs shortcuts, which a VGG does not have: got {drop_path_rate!r}")
         super().__init__(depths, channels, block=ConvBlock, strides=[2] * len(depths), stem_width=64, **kwargs)
 
 
