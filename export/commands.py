@@ -238,13 +238,14 @@ def _on_data(args: argparse.Namespace, model: nn.Module) -> dict:
 
 def _pixels(dataset, count: int) -> Tensor:
     """The same as pixels ``[count, C, H, W]``, uint8, before they are normalised."""
-    step = max(1, len(dataset) // count)
-    indices = range(0, min(len(dataset), step * count), step)
-    return torch.stack([torch.as_tensor(dataset[index][0]) for index in indices])
+    from snnzoo.data import spread
+
+    return torch.stack([torch.as_tensor(dataset[index][0]) for index in spread(len(dataset), count)])
 
 
 def _spread(dataset, loader, count: int) -> Iterator[Tensor]:
     """``count`` images from all over the data, whose classes come one after the other; normalised, ``[1, C, H, W]``."""
-    step = max(1, len(dataset) // count)
-    for index in range(0, min(len(dataset), step * count), step):
+    from snnzoo.data import spread
+
+    for index in spread(len(dataset), count):
         yield (torch.as_tensor(dataset[index][0])[None].float() - loader.mean) / loader.std

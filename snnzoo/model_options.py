@@ -81,8 +81,7 @@ def open_data(
     if count is not None and count < 1:
         raise InputError(f"the number of images must be at least 1, got {count}")
     if count is not None and not isinstance(dataset, IterableDataset):
-        count = min(count, len(dataset))
-        shown = Subset(dataset, [index * len(dataset) // count for index in range(count)])
+        shown = Subset(dataset, data.spread(len(dataset), count))
     return dataset, data.evaluation_batches(
         shown, args.batch_size, model.num_classes, Processes(device), 0, config["mean"], config["std"], frames
     )

@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision import transforms
 
 from snnzoo import InputError
-from snnzoo.data import Cutout, SmallImageTransform, TrainingBatches, evaluation_batches, write_digits
+from snnzoo.data import Cutout, SmallImageTransform, TrainingBatches, evaluation_batches, spread, write_digits
 
 
 def test_cutout_is_one_clipped_square():
@@ -143,3 +143,9 @@ def test_unlike_statistics_and_empty_data():
         batches(Noise(), batch_size=30)
     with pytest.raises(InputError, match="on each of 2 processes"):
         batches(Noise(), Rank(0, 2), batch_size=12)
+
+
+def test_a_selection_reaches_every_class():
+    assert spread(100, 64)[0] == 0 and spread(100, 64)[-1] == 98 and len(set(spread(100, 64))) == 64
+    assert spread(5, 64) == [0, 1, 2, 3, 4]
+    assert spread(10, 1) == [0]

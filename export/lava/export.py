@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from snnzoo.data import spread
 from snnzoo.errors import InputError
 from snnzoo.export.interpret import interpret
 from snnzoo.export.lava.quantization import Quantized, quantize
@@ -162,7 +163,7 @@ def read_images(network: LoihiNetwork, paths: Iterable[str | Path], count: int) 
     if not files or count < 1:
         raise InputError(f"no images ({', '.join(IMAGES)}) in {', '.join(map(str, paths))}" if not files else
                          f"--count must be at least 1, got {count}")  # fmt: skip
-    files = files[:: max(1, len(files) // count)][:count]
+    files = [files[index] for index in spread(len(files), count)]
     shape = network.layers[0].shape
     settings = {key: network.metadata[key] for key in ("interpolation", "crop_pct") if network.metadata.get(key)}
     transform = create_transform(shape, is_training=False, use_prefetcher=True, **settings)

@@ -113,6 +113,12 @@ def _open_frames(name: str, root: str, split: str, in_chans: int, num_steps: int
     return dataset
 
 
+def spread(size: int, count: int) -> list[int]:
+    """``count`` indices, or all of ``size`` if there are no more, from all over data whose classes come in order."""
+    count = min(size, count)
+    return [index * size // count for index in range(count)]
+
+
 def class_names(dataset) -> list[str]:
     """Names of the dataset's classes by label; empty where its reader does not know them."""
     mapping = getattr(getattr(dataset, "reader", dataset), "class_to_idx", None) or {}
