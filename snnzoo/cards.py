@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import timm
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -244,8 +245,9 @@ def _training(name: str, config: Mapping, recipe: Mapping, results: Mapping) -> 
     if not recipe:
         return "The recipe is not part of this repository."
     command = f"python train_distill.py -c {RECIPE} --data-dir DIR"
-    if recipe.get("teacher"):
-        command += " --teacher-checkpoint FILE" if "teacher_checkpoint" in recipe else ""
+    teacher = recipe.get("teacher")
+    if teacher and ("teacher_checkpoint" in recipe or not (":" in teacher or timm.is_model_pretrained(teacher))):
+        command += " --teacher-checkpoint FILE"
     if "initial_checkpoint" in recipe:
         command += " --initial-checkpoint FILE"
     facts = {
