@@ -1,7 +1,7 @@
 """Figures: that what is drawn are the numbers; the commands that draw."""
 
-import json
 import itertools
+import json
 import re
 
 import pytest
