@@ -1,6 +1,7 @@
 """Figures: that what is drawn are the numbers; the commands that draw."""
 
 import itertools
+import json
 import re
 
 import pytest
@@ -242,3 +243,15 @@ def test_bad_commands(run, tmp_path, capsys, command, match):
     assert ended.value.code == 2
     error = capsys.readouterr().err
     assert re.search(match, error), error
+
+
+@pytest.mark.parametrize("layers", [5, [5], ["a"], [{"rates": 5}], [{"name": "act1", "rates": ["a"]}]])
+def test_a_profile_of_wrong_types_is_refused(layers, tmp_path):
+    from argparse import Namespace
+
+    from snnzoo.analysis.plot_commands import _rates
+
+    file = tmp_path / "p.json"
+    file.write_text(json.dumps(dict(model="m", num_steps=2, images=1, energy={}, totals={}, layers=layers)))
+    with pytest.raises(InputError, match="is not what `snnzoo profile -o` writes"):
+        _rates(Namespace(profile=str(file)))

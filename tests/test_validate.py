@@ -82,6 +82,9 @@ def test_bad_input(measure, tmp_path):
     refuse("has no sub-folder 'vaildation', .* it has train, validation", [*measure, "--split", "vaildation"],
            validate.main)  # fmt: skip
     refuse("must end in .csv or .json, got 'r.txt'", [*measure, "--results-file", "r.txt"], validate.main)
+    (tmp_path / "file").touch()
+    refuse("file/r.csv' cannot be written .* name another file",
+           [*measure, "--results-file", str(tmp_path / "file" / "r.csv")], validate.main)  # fmt: skip
     refuse("--batch-size must be at least 1, got 0", [*measure, "--batch-size", "0"], validate.main)
     refuse("num_steps must be a whole number of at least 1, got 0", [*measure, "--num-steps", "2", "0"], validate.main)
     plain = tmp_path / "plain.safetensors"

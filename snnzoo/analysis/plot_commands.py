@@ -41,7 +41,7 @@ def add_plot(commands: argparse._SubParsersAction) -> None:
     )
     raster.add_argument("--layer", required=True, metavar="NAME", help="a LIF layer, as `snnzoo profile` names it")
 
-    rates = kind("rates", "firing rates by layer and step", lambda args: draw_rates(_read_profile(args.profile)))
+    rates = kind("rates", "firing rates by layer and step", _rates)
     rates.add_argument("profile", help="JSON file of `snnzoo profile -o`")
 
     accuracy = kind("accuracy", "top-1 against the number of steps and against energy", _accuracy)
@@ -77,6 +77,16 @@ def _read_profile(path: str) -> dict[str, Any]:
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"profile {path!r} is not what `snnzoo profile -o` writes: {error}") from error
     return found
+
+
+def _rates(args: argparse.Namespace):
+    found = _read_profile(args.profile)
+    try:
+        return draw_rates(found)
+    except InputError:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # edited by hand
+        raise InputError(f"profile {args.profile!r} is not what `snnzoo profile -o` writes: {error!r}") from error
 
 
 def _accuracy(args: argparse.Namespace):
