@@ -85,7 +85,13 @@ def _rates(args: argparse.Namespace):
         return draw_rates(found)
     except InputError:
         raise
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # edited by hand
+    except (
+        AttributeError,
+        IndexError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ) as error:  # its parts are of other types: it was edited
         raise InputError(f"profile {args.profile!r} is not what `snnzoo profile -o` writes: {error!r}") from error
 
 

@@ -177,7 +177,10 @@ def read_events(path: Path) -> np.ndarray:
         version, start, *_ = read_aedat_header_from_file(str(path))
         raw = get_aer_events_from_file(str(path), version, start)
     except Exception as error:  # tonic's errors are of every kind
-        raise InputError(f"recording {str(path)!r} cannot be read: {error or type(error).__name__}") from error
+        raise InputError(
+            f"recording {str(path)!r} cannot be read; it has to be AEDAT 2.0 (.aedat) or 4.0 (.aedat4): "
+            f"{error or type(error).__name__}"
+        ) from error
     # The DVS128's address: row, column and polarity, the picture turned upside down and a set bit for darker.
     address = raw["address"]
     x, y = SENSOR[1] - 1 - ((address >> 8) & 0x7F), SENSOR[0] - 1 - ((address >> 1) & 0x7F)
