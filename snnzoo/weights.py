@@ -18,6 +18,8 @@ from snnzoo.errors import InputError
 from snnzoo.grid import plain_weights
 from snnzoo.models._pretrained import WEIGHTS, as_input_error
 
+PREPARED = ("mean", "std", "interpolation", "crop_pct")  # how a run has prepared its images, where it was told
+
 
 def create_model(name: str, checkpoint: str | Path | None = None, use_ema: bool = False, **kwargs: Any) -> nn.Module:
     """``timm.create_model`` that raises :class:`InputError` for what the caller can mend.
@@ -25,7 +27,7 @@ def create_model(name: str, checkpoint: str | Path | None = None, use_ema: bool 
     Args:
         name: a model's name, with a tag or not, or timm's ``hf-hub:…`` and ``local-dir:…`` forms.
         checkpoint: file to load weights from, see :func:`load_weights`. If it is of a run of this very model, the model
-            is made as the run's options say, see :func:`made_with`.
+            is made as the run's options say, see :func:`made_with`, and images are prepared as the run prepared them.
         use_ema: take the checkpoint's averaged weights.
         **kwargs: as for ``timm.create_model``, before what the checkpoint says; those that are None are left out.
 
@@ -38,10 +40,10 @@ def create_model(name: str, checkpoint: str | Path | None = None, use_ema: bool 
             f"no model named {name!r}"
             + (f"; did you mean {' or '.join(near)}?" if near else "; timm.list_models() lists all")
         )
-    if checkpoint:
-        options, _ = read_run(checkpoint)
-        if str(options.get("model")).split(".")[0] == name.split(".")[0]:
-            kwargs = made_with(options) | {key: value for key, value in kwargs.items() if value is not None}
+    options = read_run(checkpoint)[0] if checkpoint else {}
+    of_this_model = str(options.get("model")).split(".")[0] == name.split(".")[0]
+    if of_this_model:
+        kwargs = made_with(options) | {key: value for key, value in kwargs.items() if value is not None}
     source, _, hub_id = name.partition(":")
     if source == "hf-hub" and kwargs.get("pretrained"):
         # timm would fall back to a pickle
@@ -62,6 +64,8 @@ def create_model(name: str, checkpoint: str | Path | None = None, use_ema: bool 
         raise as_input_error(error, hub_id or timm.get_pretrained_cfg(name).hf_hub_id or name) from error
     if checkpoint:
         load_weights(model, checkpoint, use_ema)
+    if of_this_model:
+        model.pretrained_cfg.update({key: options[key] for key in PREPARED if options.get(key)})
     return model
 
 

@@ -40,6 +40,20 @@ def test_several_numbers_of_steps_in_one_go(trained, measure, tmp_path):
     assert len({row["loss"] for row in table}) == 3
 
 
+def test_images_are_prepared_as_in_the_run(digits, tmp_path):
+    """What the run was told about its images need not be told again; what is told anew is taken."""
+    told = ("--mean", 0.1, 0.2, 0.3, "--std", 0.3, 0.3, 0.4)
+    train_distill.main(options(digits, tmp_path, "--experiment", "run", *told))
+    fixed = f"--data-dir {digits} --model snn_resnet20_t2 --input-size 3 8 8 --workers 0 --device cpu"
+    measure = [*fixed.split(), "--checkpoint", str(tmp_path / "run" / "last.pth.tar"), "--results-file"]
+    losses = []
+    for number, more in enumerate(([], ["--mean", "0.5"])):
+        validate.main([*measure, str(tmp_path / f"{number}.json"), *more])
+        losses.append(json.loads((tmp_path / f"{number}.json").read_text())["results"][0]["loss"])
+    assert losses[0] == pytest.approx(rows(tmp_path / "run")[0]["eval_loss"])
+    assert losses[1] != pytest.approx(losses[0])
+
+
 def test_json_says_with_what(measure, trained, tmp_path):
     validate.main([*measure, "--use-ema", "--results-file", str(tmp_path / "r.json")])
     found = json.loads((tmp_path / "r.json").read_text())

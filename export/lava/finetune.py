@@ -6,9 +6,13 @@ from snnzoo import layers
 from snnzoo.errors import InputError
 from snnzoo.export.lava.export import to_pixels
 from snnzoo.export.lava.quantization import Quantized, quantize
+from snnzoo.export.lava.rounding import snap
+from snnzoo.export.lava.simulator.network import CURRENT
 from snnzoo.export.trace import trace
 from snnzoo.folding import move_scales
 from snnzoo.grid import put_on_grid
+
+ROOM = 1.1  # for sums of weights to grow in, where they would otherwise leave 16 bits
 
 
 class FrozenBatchNorm2d(layers.BatchNorm2d):
@@ -44,19 +48,31 @@ def prepare(model: nn.Module, images: Tensor) -> Quantized:
     graph = trace(model, size)
     quantized = quantize(graph, pixels)
     move_scales(model, size)
-    scale = {layer.name: layer.scale for layer in quantized.network}
-    sent = {p.name: scale[p.name] if p.kind in ("current", "wide") else 1.0 for p in quantized.populations}
+    unit = _units(quantized)
+    sent = {p.name: unit[p.group] if p.kind in ("current", "wide") else 1.0 for p in quantized.populations}
     for population in quantized.populations:
         for link in population.links:
             layer = model.get_submodule(link.origin)
             if population.kind != "wide" and not link.exact and isinstance(layer, (nn.Conv2d, nn.Linear)):
-                unit = scale[population.name] / sent[link.source]
-                put_on_grid(layer, unit * _own_scale(layer.weight.detach(), link.weight))
+                step = unit[population.group] / sent[link.source]
+                put_on_grid(layer, step * _own_scale(layer.weight.detach(), link.weight))
     for parent in list(model.modules()):
         for name, norm in parent.named_children():
             if isinstance(norm, layers.BatchNorm2d):
                 setattr(parent, name, _freeze(norm))
     return quantized
+
+
+def _units(quantized: Quantized) -> dict[str, float]:
+    """The units of the groups, those at the end of 16 bits coarser: their weights may still grow in training."""
+    units = {p.group: quantized.network[p.name].scale for p in quantized.populations[1:]}
+    reports = {report.name: report for report in quantized.layers}
+    for p in quantized.populations:
+        report = reports.get(p.name)
+        if report and ROOM * report.worst_current > CURRENT:
+            coarser = units[p.group] * ROOM * report.worst_current / CURRENT
+            units[p.group] = snap(coarser, p.params.threshold if p.params else None)
+    return units
 
 
 def _own_scale(weight: Tensor, linked: Tensor) -> Tensor:
