@@ -176,3 +176,15 @@ def test_what_loihi_cannot_run_is_named():
     with pytest.raises(ValueError, match=r"these are \[2, 4, 3, 16, 16\]: no frames"):
         prepare(model_of("snn_resnet20_t2"), torch.zeros(2, 4, 3, 16, 16))
     assert isinstance(ann.conv1, nn.Conv2d)
+
+
+def test_weights_at_the_end_of_16_bits_may_grow():
+    model = model_of("snn_resnet20_t2")
+    quantized = prepare(model, images()[1])
+    stem, unit = quantized.layers[0], quantized.network["act1"].scale
+    steps = model.conv1.parametrizations.weight[0].step / (255 * torch.tensor(model.pretrained_cfg["std"]))
+    assert stem.worst_current > 32767 / 1.1
+    torch.testing.assert_close(steps / unit, torch.full((3,), 1.1 * stem.worst_current / 32767), rtol=1e-3, atol=0)
+    assert quantized.layers[1].worst_current < 32767 / 2
+    kept = model.layer1[0].conv1.parametrizations.weight[0].step
+    torch.testing.assert_close(kept, torch.full_like(kept, quantized.layers[1].unit))

@@ -27,9 +27,10 @@ def prepare(model: nn.Module, images: Tensor) -> Quantized:
 
     The batch norms' scales move into the convolutions before them, whose weights then are those of the chip; what is
     left of those norms is a bias. The statistics of all norms stay as they are. Scales are chosen as an export would
-    (:func:`~snnzoo.export.lava.quantize`); an export of what was trained finds them again in the weights, which lie on
-    their grid. Thresholds are exact in these scales; membranes, and biases, remain real numbers. Weights of layers
-    that read currents, and of the 7x7 stem, are left as they are: their currents are shifted.
+    (:func:`~snnzoo.export.lava.quantize`), coarser where 16 bits would else leave weights no room to grow; an export of
+    what was trained finds them again in the weights, which lie on their grid. Thresholds are exact in these scales;
+    membranes, and biases, remain real numbers. Weights of layers that read currents, and of the 7x7 stem, are left as
+    they are: their currents are shifted.
 
     Args:
         model: a trained spiking zoo model with ``mean`` and ``std`` in its ``pretrained_cfg``; changed in place.
