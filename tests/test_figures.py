@@ -77,6 +77,13 @@ def test_curves():
     two = draw_curves({"a": ROWS, "b": ROWS[:2]})
     assert set(lines(two.axes[0])) == {"a: training", "a: validation", "b: training", "b: validation"}
     assert not overlaps(two)
+    runs = {f"a run whose name says {what} of it": ROWS for what in ("much", "a great deal", "everything")}
+    long = draw_curves(runs)
+    names = [text.get_text() for text in long.legends[0].get_texts()]
+    assert names == list(runs) and not overlaps(long)
+    for axes in long.axes:  # told apart by colour; no name of a run takes the panel's room
+        assert len(axes.get_legend().get_texts()) == 2
+        assert axes.get_position().width > 0.25
     for axes in draw_curves({"run": ROWS[:1]}).axes:  # one epoch: no fractions of it, and a dot that is seen
         assert list(axes.get_xticks()) == [0]
         assert all(line.get_markersize() > 6 for line in axes.get_lines())
@@ -226,7 +233,7 @@ def test_commands(run, digits, tmp_path):
         ("curves nowhere", "no run at 'nowhere/?.*': give the folder of a run"),
         ("curves {numbers}", "is not the summary.csv of a run: it has no column 'epoch'"),
         ("hybrids {words}", "is not the summary.csv of a run: could not convert string to float: 'x'"),
-        ("rates {run}/summary.json", "is not what `snnzoo profile -o` writes: it has no energy"),
+        ("rates {run}/summary.json", "is not what `snnzoo profile -o` writes: it has no model"),
         ("accuracy {run}/summary.csv", "not what `validate.py --results-file` writes: it has no model"),
         ("accuracy {run}/summary.json", "not what `validate.py --results-file` writes: it has no 'results'"),
         ("accuracy nowhere.csv", "not what `validate.py --results-file` writes"),
@@ -245,13 +252,20 @@ def test_bad_commands(run, tmp_path, capsys, command, match):
     assert re.search(match, error), error
 
 
-@pytest.mark.parametrize("layers", [5, [5], ["a"], [{"rates": 5}], [{"name": "act1", "rates": ["a"]}]])
-def test_a_profile_of_wrong_types_is_refused(layers, tmp_path):
-    from argparse import Namespace
-
-    from snnzoo.analysis.plot_commands import _rates
-
+@pytest.mark.parametrize(
+    ("layers", "match"),
+    [
+        (5, "layers of it is 5"),
+        ([5], "layer 0 is not a table"),
+        ([{"rates": 5}], "layer 0 has no name"),
+        ([{"name": 5, "kind": "lif"}], "name of layer 0 is 5"),
+        ([{"name": "act1", "kind": "lif", "rates": 5}], "the rates of act1 are no list of numbers"),
+        ([{"name": "act1", "kind": "lif", "rates": ["a"]}], "the rates of act1 are no list of numbers"),
+    ],
+)
+def test_a_profile_of_wrong_types_is_refused(layers, match, tmp_path, capsys):
     file = tmp_path / "p.json"
     file.write_text(json.dumps(dict(model="m", num_steps=2, images=1, energy={}, totals={}, layers=layers)))
-    with pytest.raises(InputError, match="is not what `snnzoo profile -o` writes"):
-        _rates(Namespace(profile=str(file)))
+    with pytest.raises(SystemExit):
+        cli.main(f"plot rates {file} -o {tmp_path}/x.png".split())
+    assert re.search(f"is not what `snnzoo profile -o` writes: {match}", capsys.readouterr().err)

@@ -1,5 +1,6 @@
 """Runs over their epochs as pictures."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from snnzoo.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 Rows = Sequence[Mapping[str, float]]
 Panel = tuple[str, str, tuple[str, ...]]  # title, label of the axis, columns: exact names, or those that begin so
@@ -79,32 +81,44 @@ def _draw(runs: Mapping[str, Rows], wanted: Sequence[Panel], nothing: str) -> "F
     panels = [panel for panel in panels if panel[2]]
     if not panels:
         raise InputError(f"there is nothing to draw: {nothing}")
-    figure = new_figure(4.8 * len(panels), 4 if len(runs) == 1 else 5)
+    several = len(runs) > 1
+    figure = new_figure(4.8 * len(panels), 4.2 + 0.2 * len(runs) * several)
+    styles = dict(zip(runs, _STYLES * len(runs), strict=False))
     epochs = {row["epoch"] for rows in runs.values() for row in rows}
     for axes, (title, label, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for (run, rows), style in zip(runs.items(), _STYLES * len(runs), strict=False):
-            for index, name in enumerate(names):
-                scale = 100 if name.startswith("eval_rate_") else 1
-                points = [(row["epoch"], scale * row[name]) for row in rows if name in row]
-                if not points:
-                    continue
-                colour = COLOURS[index % len(COLOURS)]
-                if wanted is HYBRIDS and name == "eval_top1":
-                    colour = COLOURS[-1]  # the student, black beside its hybrids
-                called = as_text(_called(name, wanted is HYBRIDS))
-                axes.plot(*zip(*points, strict=True), style, color=colour, marker=".",
-                          markersize=3 if len(points) > 1 else 12,
-                          label=called if len(runs) == 1 else f"{as_text(run)}: {called}")  # fmt: skip
+        colours = {}
+        for (run, rows), (index, name) in itertools.product(runs.items(), enumerate(names)):
+            scale = 100 if name.startswith("eval_rate_") else 1
+            points = [(row["epoch"], scale * row[name]) for row in rows if name in row]
+            if not points:
+                continue
+            colour = COLOURS[index % len(COLOURS)]
+            if wanted is HYBRIDS and name == "eval_top1":
+                colour = COLOURS[-1]  # the student, black beside its hybrids
+            called = as_text(_called(name, wanted is HYBRIDS))
+            colours[called] = colour
+            axes.plot(*zip(*points, strict=True), styles[run], color=colour, marker=".",
+                      markersize=3 if len(points) > 1 else 12,
+                      label=f"{as_text(run)}: {called}" if several else called)  # fmt: skip
         axes.set(title=title, xlabel="epoch", ylabel=label)
         axes.xaxis.get_major_locator().set_params(integer=True)
         if len(epochs) == 1:
             axes.set_xticks(list(epochs))
         tidy(axes)
-        if len(runs) == 1:
-            axes.legend(fontsize="x-small")
-        else:  # too long to lie on the data: below, a column for each run
-            axes.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=len(runs))
+        # Below, where it covers no data: what the colours are; and once for all panels which run has which style.
+        axes.legend(handles=[_key(*item) for item in colours.items()], fontsize="x-small", loc="upper center",
+                    bbox_to_anchor=(0.5, -0.15), ncols=len(colours))  # fmt: skip
+    if several:
+        keys = [_key(as_text(run), "black", style) for run, style in styles.items()]
+        figure.legend(handles=keys, fontsize="x-small", loc="outside lower center")
     return figure
+
+
+def _key(label: str, colour: str, style: str = "-") -> "Line2D":
+    """A line for a legend."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=colour, linestyle=style, label=label)
 
 
 def _called(name: str, hybrids: bool) -> str:

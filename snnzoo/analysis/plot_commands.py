@@ -68,31 +68,37 @@ def _runs(paths: list[str]) -> dict[str, list[dict[str, float]]]:
     return {name: read_table(file) for name, file in zip(names, files, strict=True)}
 
 
+_PROFILE = {"model": str, "num_steps": int | None, "images": int, "energy": dict, "totals": dict, "layers": list}
+_LAYER = {"name": str, "kind": str}
+
+
 def _read_profile(path: str) -> dict[str, Any]:
+    """What is in the file, if figures can be drawn of it."""
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
-        missing = {"model", "num_steps", "images", "energy", "totals", "layers"} - set(found)
-        if missing:
-            raise ValueError(f"it has no {', '.join(sorted(missing))}")
-    except (OSError, ValueError, TypeError) as error:
+        _check_types(found, _PROFILE, "it")
+        for number, layer in enumerate(found["layers"]):
+            _check_types(layer, _LAYER, f"layer {number}")
+            rates = layer.get("rates") or []
+            if not isinstance(rates, list) or not all(isinstance(rate, float | int) for rate in rates):
+                raise ValueError(f"the rates of {layer['name']} are no list of numbers")
+    except (OSError, ValueError) as error:
         raise InputError(f"profile {path!r} is not what `snnzoo profile -o` writes: {error}") from error
     return found
 
 
+def _check_types(found: Any, wanted: dict[str, Any], where: str) -> None:
+    if not isinstance(found, dict):
+        raise ValueError(f"{where} is not a table of names and values")
+    for name, kind in wanted.items():
+        if name not in found:
+            raise ValueError(f"{where} has no {name}")
+        if not isinstance(found[name], kind):
+            raise ValueError(f"{name} of {where} is {found[name]!r}")
+
+
 def _rates(args: argparse.Namespace):
-    found = _read_profile(args.profile)
-    try:
-        return draw_rates(found)
-    except InputError:
-        raise
-    except (
-        AttributeError,
-        IndexError,
-        KeyError,
-        TypeError,
-        ValueError,
-    ) as error:  # its parts are of other types: it was edited
-        raise InputError(f"profile {args.profile!r} is not what `snnzoo profile -o` writes: {error!r}") from error
+    return draw_rates(_read_profile(args.profile))
 
 
 def _accuracy(args: argparse.Namespace):
