@@ -12,6 +12,7 @@ import importlib.util
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Callable
 
 import torch
@@ -204,8 +205,13 @@ def _compiled(fn: Callable) -> Callable:
     if hasattr(torch._dynamo.config, "specialize_float"):  # before torch 2.5 they always were
         options["specialize_float"] = True
 
+    # Made once for each thread: torch 2.14 keeps every patch that it has made for as long as the process runs.
+    own = threading.local()
+
     def call(*args):
-        with torch._dynamo.config.patch(options):
+        if not hasattr(own, "patch"):
+            own.patch = torch._dynamo.config.patch(options)
+        with own.patch:
             return compiled(*args)
 
     return call

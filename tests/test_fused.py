@@ -1,5 +1,6 @@
 """Compiled neurons give what the plain functions give."""
 
+import contextvars
 import logging
 
 import pytest
@@ -109,6 +110,15 @@ def test_training_step_does_not_depend_on_compilation(compiled):
         grads.append([p.grad.clone() for p in net.parameters()])
     set_backend("compiled")
     torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)
+
+
+def test_calls_leave_nothing_behind(compiled):
+    current = torch.randn(2, 3, 4)
+    fused.lif(current, LIFParams())
+    before = len(contextvars.copy_context())  # where torch 2.14 keeps its patches
+    for _ in range(20):
+        fused.lif(current, LIFParams())
+    assert len(contextvars.copy_context()) <= before
 
 
 def test_without_a_compiler_the_log_says_so(monkeypatch, caplog):
