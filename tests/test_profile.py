@@ -59,18 +59,18 @@ def by_hand(model, images):
     return counted
 
 
-@pytest.mark.parametrize(
-    ("name", "kwargs", "kinds"),
-    [
-        ("snn_resnet20_t4", {}, {"real", "spikes"}),
-        ("snn_resnet19_t2", {}, {"real", "spikes"}),
-        ("snn_preact_resnet18_t4", {}, {"real", "spikes"}),
-        ("snn_sew_resnet18_t2", {}, {"real", "spikes", "sums"}),
-        ("snn_sew_resnet18_t4", dict(connect="iand"), {"real", "spikes"}),
-        ("snn_vgg11_t2", {}, {"real", "spikes"}),
-        ("cifar_resnet20", {}, {"real"}),
-    ],
-)
+BY_HAND = [
+    ("snn_resnet20_t4", {}, {"real", "spikes"}),
+    ("snn_resnet19_t2", {}, {"real", "spikes"}),
+    ("snn_preact_resnet18_t4", {}, {"real", "spikes"}),
+    ("snn_sew_resnet18_t2", {}, {"real", "spikes", "sums"}),
+    ("snn_sew_resnet18_t4", dict(connect="iand"), {"real", "spikes"}),
+    ("snn_vgg11_t2", {}, {"real", "spikes"}),
+    ("cifar_resnet20", {}, {"real"}),
+]
+
+
+@pytest.mark.parametrize(("name", "kwargs", "kinds"), BY_HAND)
 def test_operations_are_those_counted_by_hand(name, kwargs, kinds):
     model = lively(name, **SMALL, **kwargs)
     with torch.no_grad():
