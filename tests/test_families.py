@@ -6,7 +6,7 @@ import re
 import pytest
 import timm
 
-import snnzoo  # noqa: F401, registers the families
+import snnzoo
 
 FAMILIES = {timm.model_entrypoint(name).__module__ for name in timm.list_models("snn_*")}
 LISTS = [
