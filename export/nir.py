@@ -30,7 +30,7 @@ from snnzoo.export.graph import (
     ReLU,
 )
 from snnzoo.export.interpret import interpret, watch
-from snnzoo.export.parity import compare
+from snnzoo.export.parity import compare, images_or_noise
 from snnzoo.export.report import make_report, new_file, write_report
 from snnzoo.export.trace import trace
 from snnzoo.neurons import LIFParams
@@ -119,15 +119,13 @@ def export_nir(
         written = to_nir(graph, target)
         nir.write(str(temporary), written)
         loaded = load(temporary)
-        real = images is not None
-        if not real:
-            images = torch.randn(3, *graph.input.shape, generator=torch.Generator().manual_seed(0))
+        images, kind = images_or_noise(graph, images)
         run = interpret(loaded, images)
         parity = compare(graph, images, watch(model, images), run).check(f"{str(path)!r}, read back,")
         neuron = graph.lifs[0].params
         report = make_report(
             graph, "nir", path, parity, importer=target, call=getattr(TARGETS[target], neuron.reset), dt=DT,
-            parity_images="real images" if real else "images of noise", versions={"nir": nir.version},
+            parity_images=kind, versions={"nir": nir.version},
         )  # fmt: skip
         report["changed"] += _changes(graph)
         if accuracy:
@@ -168,6 +166,8 @@ def refusals(graph: Graph, target: str) -> list[str]:
             why = "NIR has no max pooling; stem='cifar' and strided convolutions do without"
         elif isinstance(node, Pool) and not importer.average_pool and not graph.linear_behind(node):
             why = f"--target {target} has no average pooling but the global one before a linear layer"
+        elif isinstance(node, Conv) and node.groups > 1:
+            why = f"groups={node.groups}: the package nir takes it for one of fewer input channels"
         elif isinstance(node, ReLU):
             why = "NIR describes spiking networks, this is an ANN's activation"
         if why:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from snnzoo.errors import InputError
 from snnzoo.export.graph import Graph
 from snnzoo.export.interpret import Run, watch
-from snnzoo.export.parity import compare
+from snnzoo.export.parity import compare, images_or_noise
 from snnzoo.export.report import make_report, new_file, write_report
 from snnzoo.export.trace import trace
 
@@ -81,9 +81,7 @@ def export_onnx(
         graph = trace(model, input_size)
         if labels:
             graph.metadata["labels"] = labels
-        real = images is not None
-        if not real:
-            images = torch.randn(3, *graph.input.shape, generator=torch.Generator().manual_seed(0))
+        images, kind = images_or_noise(graph, images)
         proto, spikes = build(graph, mode, dynamic_batch, opset)
         onnx.helper.set_model_props(proto, {key: json.dumps(value) for key, value in _metadata(graph, mode).items()})
         onnx.checker.check_model(proto, full_check=True)
@@ -94,7 +92,7 @@ def export_onnx(
         report = make_report(
             graph, "onnx", path, parity, mode=mode, dynamic_batch=dynamic_batch, opset=opset,
             int8=calibration is not None, nodes=len(proto.graph.node),
-            parity_images="real images" if real else "images of noise",
+            parity_images=kind,
             versions={"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__, "torch": torch.__version__},
         )  # fmt: skip
         if accuracy:

@@ -63,6 +63,13 @@ class Parity:
         return asdict(self) | {"tie_tolerance": TIE, "logit_tolerance": LOGITS}
 
 
+def images_or_noise(graph: Graph, images: torch.Tensor | None) -> tuple[torch.Tensor, str]:
+    """What to compare on, the images or three of noise if there are none, and what the report calls it."""
+    if images is not None:
+        return images, "real images"
+    return torch.randn(3, *graph.input.shape, generator=torch.Generator().manual_seed(0)), "images of noise"
+
+
 def compare(graph: Graph, images: torch.Tensor, model: Run, engine: Run) -> Parity:
     """Compare an engine's run on ``images`` with the model's.
 

@@ -64,7 +64,6 @@ def test_timm_models_of_the_same_layers():
 @pytest.mark.slow
 def test_every_model_of_the_zoo_has_a_graph():
     names = [name for name in timm.list_models("snn_*") if name.endswith("_t1")] + timm.list_models("cifar_*")
-    assert len(names) == 16
     for name in names:
         model = timm.create_model(name)
         size = 64 if model.pretrained_cfg["input_size"][1] > 100 else 16

@@ -12,12 +12,14 @@ from test_export_graph import SMALL
 from test_folding import trained
 
 from snnzoo import InputError, cli
-from snnzoo.export.interpret import interpret, watch
-from snnzoo.export.parity import compare
+from snnzoo.export.interpret import Run, interpret, watch
+from snnzoo.export.parity import ParityError, compare
 from snnzoo.export.trace import trace
+from snnzoo.layers import Conv2d
 
 nir = pytest.importorskip("nir")
 
+import snnzoo.export.nir as exporter  # noqa: E402
 from snnzoo.export import importers  # noqa: E402
 from snnzoo.export.nir import DT, export_nir, load, refusals, to_nir  # noqa: E402
 
@@ -114,6 +116,25 @@ def test_refusals_name_the_node(tmp_path, name, kwargs, target, message):
     model = timm.create_model(name, **SMALL, **kwargs)
     with pytest.raises(InputError, match=message):
         export_nir(model, tmp_path / "net.nir", (3, 32, 32), target=target)
+    assert not list(tmp_path.iterdir())
+
+
+def test_grouped_convolutions_are_refused(tmp_path):
+    model = trained("snn_resnet20_t2", **HARD)
+    model.layer1[0].conv1 = Conv2d(8, 8, 3, padding=1, groups=4, bias=False)
+    with pytest.raises(InputError, match=r"layer1\.0\.conv1 \(conv\): groups=4: the package nir takes it for one of"):
+        export_nir(model, tmp_path / "net.nir", SIZE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_difference_leaves_no_file(tmp_path, monkeypatch):
+    def wrong(graph, images):
+        run = interpret(graph, images)
+        return Run(run.logits + 1, run.spikes, {})
+
+    monkeypatch.setattr(exporter, "interpret", wrong)
+    with pytest.raises(ParityError, match="read back, is not what the model computes"):
+        export_nir(trained("snn_resnet20_t2", **HARD), tmp_path / "net.nir", SIZE)
     assert not list(tmp_path.iterdir())
 
 

@@ -19,7 +19,7 @@ seconds = time.process_time() - start
 after = {name: timm.model_entrypoint(name) for name in timm.list_models()}
 assert all(after[name] is entry for name, entry in before.items()), "a name of timm's is overridden"
 new = set(after) - set(before)
-assert len(new) == 47 and all(name.startswith(("snn_", "cifar_")) for name in new), sorted(new)
+assert new and all(name.startswith(("snn_", "cifar_")) for name in new), sorted(new)
 heavy = {"onnx", "onnxruntime", "matplotlib", "nir", "tonic", "lava", "spikingjelly", "wandb"} & set(sys.modules)
 assert not heavy, heavy
 print(seconds)

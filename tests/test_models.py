@@ -438,9 +438,11 @@ def test_rate_mode_keeps_no_steps_with_checkpointing():
 
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name in SPIKING])
 def test_every_architecture_can_be_a_student(name):
-    """And every ANN of its number of stages a teacher, entered after each of them."""
-    teacher = {5: "cifar_resnet18", 4: "cifar_resnet19"}[len(timm.create_model(name, device="meta").feature_info)]
-    (student, x), (ann, _) = small(name), small(teacher)
+    """And an ANN of its number of stages its teacher, entered after each of them."""
+    student, x = small(name)
+    stages = len(student.stage_names)
+    teacher = "cifar_resnet19" if student.has_hidden_head else "cifar_resnet18"
+    ann, _ = small(teacher, depths=(1,) * stages, channels=(8,) * stages)
     task = AnnGuidedDistillationTask(student, ann, branches="all", input_size=x.shape[1:], verbose=False).train()
     result = task(x, torch.tensor([0, 1]))
     result["loss"].backward()

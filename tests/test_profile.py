@@ -15,6 +15,7 @@ from benchmarks.neurobench_table import neurobench_counts
 from snnzoo import InputError, cli
 from snnzoo.analysis import Energy, firing_rates, profile
 from snnzoo.export.importers import lively
+from snnzoo.layers import Conv2d
 
 SMALL = dict(depths=(1, 1), channels=(8, 16), num_classes=7, stem="cifar")
 
@@ -49,7 +50,9 @@ def by_hand(model, images):
                 return float((values @ w.T).sum())
             padded = nn.functional.pad(values, [n for p in reversed(module.padding) for n in (p, p)])
             patches = nn.functional.unfold(padded, w.shape[-2:], dilation=module.dilation, stride=module.stride)
-            return float((w.flatten(1) @ patches).sum())
+            # each group of outputs sees its own channels
+            w, patches = w.flatten(1).unflatten(0, (module.groups, -1)), patches.unflatten(1, (module.groups, -1))
+            return float((w @ patches).sum())
 
         synops, inside = run((x != 0).double(), w), run(torch.ones_like(x), torch.ones_like(w))
         if bool((x == x.round()).all()):
@@ -59,18 +62,18 @@ def by_hand(model, images):
     return counted
 
 
-@pytest.mark.parametrize(
-    ("name", "kwargs", "kinds"),
-    [
-        ("snn_resnet20_t4", {}, {"real", "spikes"}),
-        ("snn_resnet19_t2", {}, {"real", "spikes"}),
-        ("snn_preact_resnet18_t4", {}, {"real", "spikes"}),
-        ("snn_sew_resnet18_t2", {}, {"real", "spikes", "sums"}),
-        ("snn_sew_resnet18_t4", dict(connect="iand"), {"real", "spikes"}),
-        ("snn_vgg11_t2", {}, {"real", "spikes"}),
-        ("cifar_resnet20", {}, {"real"}),
-    ],
-)
+BY_HAND = [
+    ("snn_resnet20_t4", {}, {"real", "spikes"}),
+    ("snn_resnet19_t2", {}, {"real", "spikes"}),
+    ("snn_preact_resnet18_t4", {}, {"real", "spikes"}),
+    ("snn_sew_resnet18_t2", {}, {"real", "spikes", "sums"}),
+    ("snn_sew_resnet18_t4", dict(connect="iand"), {"real", "spikes"}),
+    ("snn_vgg11_t2", {}, {"real", "spikes"}),
+    ("cifar_resnet20", {}, {"real"}),
+]
+
+
+@pytest.mark.parametrize(("name", "kwargs", "kinds"), BY_HAND)
 def test_operations_are_those_counted_by_hand(name, kwargs, kinds):
     model = lively(name, **SMALL, **kwargs)
     with torch.no_grad():
@@ -87,6 +90,17 @@ def test_operations_are_those_counted_by_hand(name, kwargs, kinds):
     assert {layer.activity.inputs for layer in found.synapses} == kinds
     assert not model.training
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_operations_of_grouped_convolutions():
+    model = lively("snn_resnet20_t4", **SMALL)
+    for groups, block in ((2, model.layer1[0]), (8, model.layer2[0])):
+        conv = block.conv1
+        block.conv1 = Conv2d(8, conv.out_channels, 3, stride=conv.stride, padding=1, groups=groups, bias=False)
+    images = torch.randn(4, 3, 16, 16)
+    found, expected = profile(model, [images]), by_hand(model, images)
+    for layer in found.synapses:
+        assert 0 < layer.activity.synops == pytest.approx(expected[layer.name][1] / 4)
 
 
 def test_what_runs_once_and_what_runs_at_each_step():

@@ -148,8 +148,8 @@ class TwoPasses:
         )
 
     def conv_bn(self, conv, bn, x):
-        kernel = self.p[f"{conv}.weight"].shape[-1]
-        return self.bn(bn, self.conv(conv, x, padding=kernel // 2, stride=self.model.get_submodule(conv).stride))
+        layer = self.model.get_submodule(conv)
+        return self.bn(bn, self.conv(conv, x, padding=layer.padding, stride=layer.stride, groups=layer.groups))
 
     def unit(self, block, i, x):
         return self.conv_bn(f"{block}.conv{i}", f"{block}.bn{i}", x)
@@ -254,6 +254,12 @@ def test_every_family_equals_two_plain_passes(cls, kwargs, static):
     if net.has_hidden_head:
         net.head_fc.weight.data.normal_()
     assert_two_passes_agree(net, random_frames(3, static, 4, 3, 34, 30), static, 1e-4, threshold=0.5)
+
+
+def test_grouped_convolutions_equal_two_plain_passes():
+    net = small_net(num_steps=3, threshold=0.5)
+    net.layer1[0].conv2 = Conv2d(6, 6, 3, padding=1, groups=3, bias=False).double()
+    assert_two_passes_agree(net, random_frames(3, False, 4, 3, 9, 7), False, 1e-4, threshold=0.5)
 
 
 def test_input_gradient_equals_two_plain_passes():
