@@ -94,6 +94,22 @@ def test_what_was_trained_is_what_is_exported(name):
     assert moved  # training did move integers, not the real numbers behind them alone
 
 
+def test_biases_have_room_to_grow(caplog):
+    """The classifier's would be at the end of its bits (4065 of 4095 units), and grows."""
+    pixels, x = images()
+    for factor, left in ((1.05, False), (1.5, True)):
+        model = model_of("snn_resnet20_t2")
+        nn.init.constant_(model.fc.bias, 3.3)
+        prepare(model, x)
+        step = model.fc.parametrizations.weight[0].step
+        weight = model.fc.weight.detach() / step
+        nn.init.constant_(model.fc.bias, 3.3 * factor)
+        quantized = quantize(plain(model, "snn_resnet20_t2"), pixels)
+        got = torch.from_numpy(quantized.network["logits"].inputs[0].weight)[:, :, 0, 0]
+        assert torch.equal(got.float(), weight.round()) is not left
+        assert ("have left the bits of the grid" in caplog.text) is left
+
+
 def test_the_integers_do_what_training_saw():
     pixels, x = images(16)
     model = model_of("snn_resnet20_t4")

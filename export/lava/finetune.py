@@ -7,12 +7,12 @@ from snnzoo.errors import InputError
 from snnzoo.export.lava.export import to_pixels
 from snnzoo.export.lava.quantization import Quantized, quantize
 from snnzoo.export.lava.rounding import snap
-from snnzoo.export.lava.simulator.network import CURRENT
+from snnzoo.export.lava.simulator.network import BIAS, CURRENT
 from snnzoo.export.trace import trace
 from snnzoo.folding import move_scales
 from snnzoo.grid import put_on_grid
 
-ROOM = 1.1  # for sums of weights to grow in, where they would otherwise leave 16 bits
+ROOM = 1.1  # for sums of weights and for biases to grow in, where they would otherwise leave their bits
 
 
 class FrozenBatchNorm2d(layers.BatchNorm2d):
@@ -65,15 +65,19 @@ def prepare(model: nn.Module, images: Tensor) -> Quantized:
 
 
 def _units(quantized: Quantized) -> dict[str, float]:
-    """The units of the groups, those at the end of 16 bits coarser: their weights may still grow in training."""
+    """The units of the groups, those at the end of their bits coarser: weights and biases may still grow."""
     units = {p.group: quantized.network[p.name].scale for p in quantized.populations[1:]}
+    coarser = dict(units)
     reports = {report.name: report for report in quantized.layers}
-    for p in quantized.populations:
-        report = reports.get(p.name)
-        if report and ROOM * report.worst_current > CURRENT:
-            coarser = units[p.group] * ROOM * report.worst_current / CURRENT
-            units[p.group] = snap(coarser, p.params.threshold if p.params else None)
-    return units
+    for p in quantized.populations[1:]:
+        report, unit = reports.get(p.name), units[p.group]
+        current = report.worst_current if report else 0
+        bias = 0.0 if p.bias is None else float(p.bias.abs().max()) / unit
+        short = ROOM * max(current / CURRENT, bias / BIAS[1])
+        if short > 1:
+            wanted = snap(unit * short, p.params.threshold if p.params else None)
+            coarser[p.group] = max(coarser[p.group], wanted)
+    return coarser
 
 
 def _own_scale(weight: Tensor, linked: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ and the threshold. The model fires at ``u >= Vth``, the chip at ``v > 64 thresho
 ``Vth / (threshold + 1/64)``, and both are the same rule. Which unit is best is tried out on calibration images.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -32,6 +33,7 @@ from snnzoo.export.lava.simulator.network import (
 )
 from snnzoo.export.trace import trace
 
+_logger = logging.getLogger(__name__)
 FINER, COARSER = 0.5, 1.15  # units that are tried: from half of what holds the largest weight, in such steps
 TRIED = 10
 ON_GRID = 1e-3  # units by which a weight may miss a whole number and count as one
@@ -207,6 +209,7 @@ class _Search:
             if self._fits(members):
                 self._tell_alone(members, self._loss(members))
                 return
+            _logger.warning("%s: its weights have left the bits of the grid they lie on, and are rounded anew", group)
         unit = FINER * (largest or 1.0) / WEIGHT[1]
         tried: list[tuple[float, float]] = []
         while len(tried) < TRIED:
