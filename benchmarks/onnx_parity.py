@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A trained model in PyTorch and as ONNX in onnxruntime, image by image over a whole test set.
 
-    python benchmarks/onnx_parity.py --data-dir DIR --model snn_resnet20_t4 --checkpoint FILE
+    python benchmarks/onnx_parity.py --data-dir DIR --model snn_resnet20_t4
 
 Prints how many images get the same class, how many the same logits to 1e-4, for the others how many neurons fire
 otherwise on equal inputs and whether they were at the threshold, and the accuracy of both.
@@ -30,11 +30,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--checkpoint", help="(default: the pretrained weights)")
     parser.add_argument("--model-kwargs", nargs="*", default={}, action=ParseKwargs)
     parser.add_argument("--batch-size", type=int, default=100)
     args = parser.parse_args()
-    model = create_model(args.model, args.checkpoint, **args.model_kwargs).eval()
+    model = create_model(args.model, args.checkpoint, pretrained=not args.checkpoint, **args.model_kwargs).eval()
     with tempfile.TemporaryDirectory() as folder:
         export_onnx(model, Path(folder) / "net.onnx", dynamic_batch=True)
         engine = OnnxEngine(Path(folder) / "net.onnx")
