@@ -11,6 +11,7 @@ environment. The Hub is one on loopback. Without ``--install`` the environment b
 
 import argparse
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -25,6 +26,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs/getting-started.md"
 WITHOUT_DATA = "<!-- docs/run.py: unless --data-dir is given -->\n"
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "benchmarks/README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+PROGRAMS = ("python", "snnzoo", "make", "pip", "torchrun", "sh")
 OWNER, TOKEN = "newcomer", "hf_token_of_a_newcomer"
 
 
@@ -55,6 +63,14 @@ def blocks_of(page: str) -> list[Block]:
     return found
 
 
+def commands_in(block: Block) -> list[str]:
+    """The lines of a fenced block that call one of the programs, without comments."""
+    if block.language not in ("", "sh"):
+        return []
+    lines = re.sub(r"\s+#.*", "", re.sub(r"\s*\\\n\s*", " ", block.text)).splitlines()
+    return [line for line in lines if line.split(" ")[0] in PROGRAMS]
+
+
 def borrow_environment(checkout: Path) -> None:
     """What `make` would install, with the packages of the Python that runs this script."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", checkout / ".venv"], check=True)
@@ -71,6 +87,26 @@ def borrow_environment(checkout: Path) -> None:
         (lava / ".installed").touch()
 
 
+def start_hub(folder: Path):
+    """A Hub on loopback, and an environment in which there is no other one, and nothing of this machine's user."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from hub_server import HubServer
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    hub = HubServer(port)
+    hub.tokens = {TOKEN}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("HF_", "SNNZOO_", "PYTHON"))
+    }
+    environment |= {
+        "HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_TOKEN": TOKEN, "HF_HOME": str(folder / "hub"),
+        "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
+    }  # fmt: skip
+    return hub, environment
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="CIFAR-10 as the page wants it (default: digits)")
@@ -82,24 +118,9 @@ def main() -> None:
         parser.error("--install is what `make demo` does")
 
     folder = Path(tempfile.mkdtemp(prefix="snnzoo-docs-"))
-    sys.path.insert(0, str(ROOT / "tests"))
-    from hub_server import HubServer
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    hub = HubServer(port)
-    hub.tokens = {TOKEN}
+    hub, environment = start_hub(folder)
     state = folder / "state.sh"  # what one block leaves to the next: folder and variables
     state.write_text(f"cd {folder}\n")
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("HF_", "SNNZOO_", "PYTHON"))
-    }
-    environment |= {
-        "HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_TOKEN": TOKEN, "HF_HOME": str(folder / "hub"),
-        "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
-    }  # fmt: skip
-
     failed, ran = [], 0
     for number, block in enumerate(blocks_of(PAGE.read_text())):
         if block.language not in ("sh", "python") or (block.before == WITHOUT_DATA and args.data_dir):
