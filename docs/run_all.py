@@ -109,7 +109,8 @@ def make_world(folder: Path, hub) -> None:
     """What the pages name."""
     import numpy as np
     import timm
-    from safetensors.torch import save, save_file
+    from safetensors.torch import save_file
+    from timm.models import save_for_hf
 
     sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
     import train_distill
@@ -155,9 +156,11 @@ def make_world(folder: Path, hub) -> None:
         cli.main(f"profile {options} -o profile-t{steps}.json".split())
 
     for name in ("resnet18.a1_in1k", "resnet34.a1_in1k"):
-        hub.add(f"timm/{name}", {"model.safetensors": save(timm.create_model(name).state_dict())})
-    packed = pack("packed/cifar_resnet20.c10", teacher, license="apache-2.0")
-    hub.repos["OWNER/NAME"].refs["v2"] = hub.add("OWNER/NAME", {p.name: p.read_bytes() for p in packed.iterdir()})
+        save_for_hf(timm.create_model(name), f"hub/{name}", safe_serialization=True)
+        hub.add(f"timm/{name}", {path.name: path.read_bytes() for path in Path(f"hub/{name}").iterdir()})
+    packed = pack("hub/cifar_resnet20.c10", teacher, license="apache-2.0")
+    commit = hub.add("OWNER/NAME", {path.name: path.read_bytes() for path in packed.iterdir()})
+    hub.repos["OWNER/NAME"].refs["v2"] = commit
 
 
 def begin(checkout: Path, world: Path) -> None:
