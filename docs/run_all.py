@@ -15,7 +15,6 @@ import importlib.util
 import io
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -62,6 +61,7 @@ LEFT_OUT = {  # commands that are not run here, and why
     r"pip install": "downloads",
     r"make (demo|test|lint)": "needs an environment of its own",
     r"python -m pytest": "the tests",
+    r"python docs/run_all\.py": "this script",
     r"python benchmarks/gpu\.py": "needs a GPU",
 }
 NEED = {  # what some commands and blocks need, a module or Lava's environment; without it they are left out, too
@@ -79,18 +79,27 @@ batches, labels, frames = [images], torch.tensor([0, 1]), [np.zeros((1, 3, 32, 3
 """  # what readers have
 
 
+def placeholders_in(text: str) -> list[tuple[str, str, str]]:
+    """The row for each placeholder of a command or a block."""
+    rows = {}
+    for row in PLACEHOLDERS:
+        if re.search(_as_word(row[0]), text) and re.search(row[1], text):
+            rows.setdefault(row[0], row)
+    return list(rows.values())
+
+
+def _as_word(name: str) -> str:
+    return rf"(?<![\w.'-]){re.escape(name)}(?![\w.])"
+
+
 def stand_in(text: str) -> str:
-    """A command or a block with what its placeholders stand for."""
-    for name, where, value in PLACEHOLDERS:
-        if re.search(where, text):
-            text = re.sub(rf"(?<![\w.'-]){re.escape(name)}(?![\w.])", value, text)
-    return text
-
-
-def shortened(command: str) -> str:
+    """A command or a block as it is run: shortened, with what its placeholders stand for."""
+    rows = placeholders_in(text)
     for pattern, change in CHANGES:
-        command = re.sub(pattern, change, command)
-    return stand_in(command)
+        text = re.sub(pattern, change, text)
+    for name, _, value in rows:
+        text = re.sub(_as_word(name), value, text)
+    return text
 
 
 def why_left_out(text: str) -> str | None:
@@ -113,11 +122,11 @@ def make_world(folder: Path, hub) -> None:
     from timm.models import save_for_hf
 
     sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-    import train_distill
-    import validate
     from PIL import Image
     from synthetic_dvs import write_synthetic_dvs
 
+    import train_distill
+    import validate
     from snnzoo import cli
     from snnzoo.data import write_digits
     from snnzoo.hub import pack
@@ -138,8 +147,8 @@ def make_world(folder: Path, hub) -> None:
                 shutil.copytree(f"cifar10/{split}/{label}", f"seven/{split}/{label}")
     write_synthetic_dvs(Path("cifar10"), Path("dvs"), 1, 1)
 
-    train = "--data-dir cifar10 --epochs 2 --batch-size 8 --workers 0 --device cpu --crop-padding 4 --experiment"
-    train_distill.main(f"--model cifar_resnet20 {train} teacher".split())
+    train = "--data-dir cifar10 --epochs 2 --batch-size 8 --workers 0 --device cpu --lr 0.02 --experiment"
+    train_distill.main(f"--model cifar_resnet20 --crop-padding 4 {train} teacher".split())
     teacher = timm.create_model("cifar_resnet20", checkpoint_path="output/train/teacher/model_best.pth.tar")
     save_file(teacher.state_dict(), TEACHER)
     shutil.copy(TEACHER, "teacher.safetensors")
@@ -203,7 +212,7 @@ def main() -> None:
     environment |= {"SNNZOO_BACKEND": "eager", "PATH": f"{checkout / '.venv/bin'}:{environment['PATH']}"}
     os.environ |= environment
     begun = time.perf_counter()
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
         make_world(world, hub)
     print(f"a small world, {time.perf_counter() - begun:.0f} s", flush=True)
 
@@ -213,7 +222,7 @@ def main() -> None:
         begin(checkout, world)
         for block in blocks_of(page.read_text()):
             for text in [block.text] if block.language == "python" else commands_in(block):
-                changed, begun = shortened(text), time.perf_counter()
+                changed, begun = stand_in(text), time.perf_counter()
                 print(text.rstrip() + (f"\n  as: {changed.rstrip()}" if changed != text else ""), flush=True)
                 if reason := why_left_out(text):
                     end = f"left out: {reason}"
