@@ -55,12 +55,12 @@ CHANGES = [  # what is shortened, and how
     (r"(benchmarks/speed\.py)", r"\1 lif"),
     (r"(benchmarks/lava\.py) FOLDER/\*\.h5(.*)", r"\1 FOLDER/resnet20_hard_t2.h5\2 --count 1 --only ours"),
     (r"(snnzoo simulate net.*)", r"\1 --count 1 --fast"),
-    (r"(docs/run\.py)", r"\1 --no-demo"),
 ]
 LEFT_OUT = {  # commands that are not run here, and why
     r"pip install": "downloads",
     r"make (demo|test|lint)": "needs an environment of its own",
     r"python -m pytest": "the tests",
+    r"python docs/run\.py": "walks the page that this script leaves to it",
     r"python docs/run_all\.py": "this script",
     r"python benchmarks/gpu\.py": "needs a GPU",
 }
@@ -220,7 +220,7 @@ def main() -> None:
     for page in pages:
         print(f"\n--- {page.relative_to(ROOT)}", flush=True)
         begin(checkout, world)
-        for block in blocks_of(page.read_text()):
+        for block in blocks_of((checkout / page.relative_to(ROOT)).read_text()):
             for text in [block.text] if block.language == "python" else commands_in(block):
                 changed, begun = stand_in(text), time.perf_counter()
                 print(text.rstrip() + (f"\n  as: {changed.rstrip()}" if changed != text else ""), flush=True)
