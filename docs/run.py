@@ -71,6 +71,12 @@ def commands_in(block: Block) -> list[str]:
     return [line for line in lines if line.split(" ")[0] in PROGRAMS]
 
 
+def commands_between(page: str) -> list[str]:
+    """The scripts that are called in the sentences of a page, and in the comments over its tables."""
+    found = re.findall(r"(?:`|table: )(python [^`…<>]+?)(?:`| -->)", re.sub(r"(?ms)^```.*?^```$", "", page))
+    return list(dict.fromkeys(" ".join(command.split()) for command in found))
+
+
 def borrow_environment(checkout: Path) -> None:
     """What `make` would install, with the packages of the Python that runs this script."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", checkout / ".venv"], check=True)

@@ -22,7 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from run import PAGE, PAGES, ROOT, blocks_of, borrow_environment, commands_in, start_hub
+from run import PAGE, PAGES, ROOT, blocks_of, borrow_environment, commands_between, commands_in, start_hub
 
 CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()  # of CIFAR-10
 RUN, TEACHER = "output/train/student", "resnet20.safetensors"
@@ -41,7 +41,7 @@ PLACEHOLDERS = [  # a name, in which commands or blocks, what it stands for; the
     ("RUN", r"", RUN),
     ("IMAGE", r"", "cifar10/validation/cat/0.png"),
     ("FOLDER", r"local-dir", "hub_configs/snn_resnet20_t4.c10"),
-    ("FOLDER", r"pull", "pulled"),
+    ("FOLDER", r"pull|synthetic", "made"),
     ("FOLDER", r"benchmarks", "networks"),
 ]
 REPOSITORIES = "OWNER/NAME", "YOU/"  # these the Hub takes as they are
@@ -54,6 +54,10 @@ CHANGES = [  # what is shortened, and how
     (r"(benchmarks/memory\.py .*)", r"\1 --batch-size 2 --steps 2"),
     (r"(benchmarks/speed\.py)", r"\1 lif"),
     (r"(benchmarks/lava\.py) FOLDER/\*\.h5(.*)", r"\1 FOLDER/resnet20_hard_t2.h5\2 --count 1 --only ours"),
+    (r"(benchmarks/kill\.py)", r"\1 --kills 1"),
+    (r"(benchmarks/onnx_speed\.py)", r"\1 --models snn_resnet20_t4 --batch-sizes 1 --rounds 2"),
+    (r"(benchmarks/synthetic_dvs\.py.*)", r"\1 --train 1 --test 1"),
+    (r"(benchmarks/teachers\.py)", r"\1 --models resnet18"),
     (r"(snnzoo simulate net.*)", r"\1 --count 1 --fast"),
 ]
 LEFT_OUT = {  # commands that are not run here, and why
@@ -70,6 +74,7 @@ NEED = {  # what some commands and blocks need, a module or Lava's environment; 
     r"examples/stream_events\.py": "aedat",
     r"benchmarks/memory\.py": "spikingjelly",
     r"snnzoo\.export\.importers": "norse",
+    r"benchmarks/neurobench_table\.py": "neurobench",
 }
 PRELUDE = """import numpy as np, timm, torch, snnzoo
 model = timm.create_model("snn_resnet20_t4", RESET).eval()
@@ -77,6 +82,14 @@ images = calibration_images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uin
 QUANTIZED or (images := images / 255)
 batches, labels, frames = [images], torch.tensor([0, 1]), [np.zeros((1, 3, 32, 32), np.float32)]
 """  # what readers have
+
+
+def texts_of(page: str) -> list[str]:
+    """What is run of a page: in the order of its blocks, then what stands between them."""
+    texts = []
+    for block in blocks_of(page):
+        texts += [block.text] if block.language == "python" else commands_in(block)
+    return texts + commands_between(page)
 
 
 def placeholders_in(text: str) -> list[tuple[str, str, str]]:
@@ -220,20 +233,19 @@ def main() -> None:
     for page in pages:
         print(f"\n--- {page.relative_to(ROOT)}", flush=True)
         begin(checkout, world)
-        for block in blocks_of((checkout / page.relative_to(ROOT)).read_text()):
-            for text in [block.text] if block.language == "python" else commands_in(block):
-                changed, begun = stand_in(text), time.perf_counter()
-                print(text.rstrip() + (f"\n  as: {changed.rstrip()}" if changed != text else ""), flush=True)
-                if reason := why_left_out(text):
-                    end = f"left out: {reason}"
-                elif error := run(changed, checkout, environment):
-                    end = "FAILED"
-                    failed.append(f"{page.relative_to(ROOT)}: {text}\n{error}")
-                    print(error)
-                else:
-                    end = "done"
-                counts[end.partition(":")[0]] += 1
-                print(f"  {end}, {time.perf_counter() - begun:.0f} s", flush=True)
+        for text in texts_of((checkout / page.relative_to(ROOT)).read_text()):
+            changed, begun = stand_in(text), time.perf_counter()
+            print(text.rstrip() + (f"\n  as: {changed.rstrip()}" if changed != text else ""), flush=True)
+            if reason := why_left_out(text):
+                end = f"left out: {reason}"
+            elif error := run(changed, checkout, environment):
+                end = "FAILED"
+                failed.append(f"{page.relative_to(ROOT)}: {text}\n{error}")
+                print(error)
+            else:
+                end = "done"
+            counts[end.partition(":")[0]] += 1
+            print(f"  {end}, {time.perf_counter() - begun:.0f} s", flush=True)
     hub.stop()
     shutil.rmtree(folder)
     print("\n" + ", ".join(f"{count} {what}" for what, count in counts.items()), *failed, sep="\n\n")

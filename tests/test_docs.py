@@ -17,7 +17,7 @@ from snnzoo import cli, options, scripting
 
 sys.path.insert(0, str(ROOT / "docs"))
 import run_all
-from run import PAGE, PAGES, PROGRAMS, blocks_of, commands_in
+from run import PAGE, PAGES, PROGRAMS, blocks_of, commands_between, commands_in
 
 LINKING = [*PAGES, ROOT / "CHANGELOG.md"]
 
@@ -27,7 +27,10 @@ def _id(value):
 
 
 BLOCKS = [(page, number, block) for page in PAGES for number, block in enumerate(blocks_of(page.read_text()))]
-COMMANDS = sorted({(page, command) for page, _, block in BLOCKS for command in commands_in(block)})
+COMMANDS = sorted(
+    {(page, command) for page, _, block in BLOCKS for command in commands_in(block)}
+    | {(page, command) for page in PAGES for command in commands_between(page.read_text())}
+)
 
 
 def _parse(parser: argparse.ArgumentParser, words: list[str], monkeypatch) -> argparse.Namespace:
@@ -72,7 +75,7 @@ def check_python(words: list[str], monkeypatch) -> None:
     else:
         script = ROOT / words[0]
         assert script.is_file(), f"there is no {words[0]}"
-        if "argparse" in script.read_text():
+        if "ArgumentParser" in script.read_text():
             _parse(_parser_of(script, monkeypatch), words[1:], monkeypatch)
         else:
             assert not words[1:]
@@ -146,8 +149,12 @@ def test_a_wrong_command_is_found(command, monkeypatch):
 
 # --- docs/run_all.py -----------------------------------------------------------------------------------------------
 
+TEXTS = [text for page in PAGES if page != PAGE for text in run_all.texts_of(page.read_text())]
 RUN = [command for page, command in COMMANDS if page != PAGE]
-TEXTS = [*RUN, *(block.text for page, _, block in BLOCKS if page != PAGE and block.language == "python")]
+
+
+def test_no_command_is_lost():
+    assert set(RUN) <= set(TEXTS)
 
 
 @pytest.mark.parametrize("command", RUN)
