@@ -202,8 +202,9 @@ def run(text: str, checkout: Path, environment: dict[str, str]) -> str | None:
         text = prelude.replace("QUANTIZED", str("quantize(" in text)) + text
         command = [checkout / python, "-c", text]
     else:
-        if experiment := re.search(r"--experiment (\S+)", text):  # the page's own takes the world's place
-            shutil.rmtree(checkout / "output/train" / experiment[1], ignore_errors=True)
+        # a run that is there would be refused, or not repeated
+        for run_ in ["output/ablations", *(f"output/train/{name}" for name in re.findall(r"--experiment (\S+)", text))]:
+            shutil.rmtree(checkout / run_, ignore_errors=True)
         command = ["bash", "-c", text]
     done = subprocess.run(
         command, cwd=checkout, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
