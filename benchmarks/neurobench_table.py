@@ -2,14 +2,13 @@
 """The table of docs/look.md that sets our profile beside NeuroBench's metrics.
 
     pip install 'snnzoo[neurobench,test]'
-    python benchmarks/neurobench_table.py docs/look.md
+    python benchmarks/neurobench_table.py
 
 Each model, at T = 4 with random weights scaled so that its neurons fire, sees the same 64 of scikit-learn's digits at
 32x32 pixels in both.
 """
 
 import re
-import sys
 import tempfile
 from argparse import Namespace
 from pathlib import Path
@@ -77,7 +76,7 @@ def table(images: Tensor) -> str:
 
 
 def main() -> None:
-    page = Path(sys.argv[1])
+    page = Path(__file__).resolve().parent.parent / "docs/look.md"
     pattern = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
     made = f"{BEGIN}\n{table(digits(64))}\n{END}"
     write_atomically(page, pattern.sub(lambda match: made, page.read_text()))

@@ -67,8 +67,14 @@ def commands_in(block: Block) -> list[str]:
     """The lines of a fenced block that call one of the programs, without comments."""
     if block.language not in ("", "sh"):
         return []
-    lines = re.sub(r"\\\n\s*|  +#.*", lambda found: " " * (found[0][0] == "\\"), block.text).splitlines()
-    return [line.replace("  ", " ") for line in lines if line.split(" ")[0] in PROGRAMS]
+    lines = re.sub(r"\s+#.*", "", re.sub(r"\s*\\\n\s*", " ", block.text)).splitlines()
+    return [line for line in lines if line.split(" ")[0] in PROGRAMS]
+
+
+def commands_between(page: str) -> list[str]:
+    """The scripts that are called in the sentences of a page, and in the comments over its tables."""
+    found = re.findall(r"(?:`|table: )(python [^`…<>]+?)(?:`| -->)", re.sub(r"(?ms)^```.*?^```$", "", page))
+    return list(dict.fromkeys(" ".join(command.split()) for command in found))
 
 
 def borrow_environment(checkout: Path) -> None:

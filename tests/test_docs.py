@@ -16,35 +16,21 @@ import validate
 from snnzoo import cli, options, scripting
 
 sys.path.insert(0, str(ROOT / "docs"))
-from run import blocks_of
+import run_all
+from run import PAGE, PAGES, PROGRAMS, blocks_of, commands_between, commands_in
 
-PAGES = [
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    ROOT / "benchmarks/README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
-]
 LINKING = [*PAGES, ROOT / "CHANGELOG.md"]
-PROGRAMS = ("python", "snnzoo", "make", "pip", "torchrun")
 
 
 def _id(value):
     return str(value.relative_to(ROOT)) if isinstance(value, Path) else None
 
 
-def commands_of(page: Path) -> list[list[str]]:
-    """Every command in the page's fenced blocks, as words."""
-    found = []
-    for block in blocks_of(page.read_text()):
-        if block.language not in ("", "sh"):
-            continue
-        for line in block.text.replace("\\\n", " ").splitlines():
-            if line.split(" ")[0] in PROGRAMS:
-                found.append(shlex.split(line, comments=True))
-    return found
-
-
-COMMANDS = sorted({(page, shlex.join(words)) for page in PAGES for words in commands_of(page)})
+BLOCKS = [(page, number, block) for page in PAGES for number, block in enumerate(blocks_of(page.read_text()))]
+COMMANDS = sorted(
+    {(page, command) for page, _, block in BLOCKS for command in commands_in(block)}
+    | {(page, command) for page in PAGES for command in commands_between(page.read_text())}
+)
 
 
 def _parse(parser: argparse.ArgumentParser, words: list[str], monkeypatch) -> argparse.Namespace:
@@ -89,7 +75,7 @@ def check_python(words: list[str], monkeypatch) -> None:
     else:
         script = ROOT / words[0]
         assert script.is_file(), f"there is no {words[0]}"
-        if "argparse" in script.read_text():
+        if "ArgumentParser" in script.read_text():
             _parse(_parser_of(script, monkeypatch), words[1:], monkeypatch)
         else:
             assert not words[1:]
@@ -123,6 +109,8 @@ def check(words: list[str], monkeypatch) -> None:
     elif program == "torchrun":
         script = next(index for index, word in enumerate(words) if word.endswith(".py"))
         check_python(words[script:], monkeypatch)
+    elif program == "sh":
+        assert (ROOT / words[0]).is_file(), f"there is no {words[0]}"
     elif program == "make":
         check_make(words)
     else:
@@ -159,14 +147,42 @@ def test_a_wrong_command_is_found(command, monkeypatch):
         check(shlex.split(command), monkeypatch)
 
 
+# --- docs/run_all.py -----------------------------------------------------------------------------------------------
+
+TEXTS = [text for page in PAGES if page != PAGE for text in run_all.texts_of(page.read_text())]
+RUN = [command for page, command in COMMANDS if page != PAGE]
+
+
+def test_no_command_is_lost():
+    assert set(RUN) <= set(TEXTS)
+
+
+@pytest.mark.parametrize("command", RUN)
+def test_command_can_be_run_as_it_stands(command):
+    """Nothing in it stands for something that the world of docs/run_all.py does not know."""
+    if any(re.match(pattern, command) for pattern in run_all.LEFT_OUT):
+        return
+    changed = run_all.stand_in(command)
+    for repository in run_all.REPOSITORIES:
+        changed = changed.replace(repository, "")
+    assert not re.findall(r"(?<![\w.-])[A-Z][A-Z_]+\b|\[|<", changed)
+
+
+@pytest.mark.parametrize("name", ["PLACEHOLDERS", "REPOSITORIES", "CHANGES", "LEFT_OUT", "NEED"])
+def test_every_row_is_for_something(name):
+    rows = getattr(run_all, name)
+    if name == "PLACEHOLDERS":
+        assert set(rows) == {row for text in TEXTS for row in run_all.placeholders_in(text)}
+    elif name == "REPOSITORIES":
+        assert all(any(row in text for text in TEXTS) for row in rows)
+    else:
+        patterns = [row[0] for row in rows] if name == "CHANGES" else list(rows)
+        assert [row for row in patterns if not any(re.search(row, text) for text in TEXTS)] == []
+
+
 # --- python --------------------------------------------------------------------------------------------------------
 
-SNIPPETS = [
-    (page, number, block.text)
-    for page in PAGES
-    for number, block in enumerate(blocks_of(page.read_text()))
-    if block.language == "python"
-]
+SNIPPETS = [(page, number, block.text) for page, number, block in BLOCKS if block.language == "python"]
 # Blocks that need what only the reader has: a file of a run, a Hub, a larger network's weights, a run of their own.
 NEED = ("output/train", "student.onnx", "stream.onnx", "pretrained=True", "from snnzoo.analysis import profile",
         "trace(model)", "lava")  # fmt: skip
