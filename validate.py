@@ -21,10 +21,10 @@ from timm.utils import ParseKwargs, setup_default_logging
 from snnzoo import data
 from snnzoo.errors import InputError
 from snnzoo.evaluate import evaluate, logits_of
-from snnzoo.files import write_atomically
+from snnzoo.files import new_file
 from snnzoo.processes import Processes
 from snnzoo.records import versions
-from snnzoo.scripting import model_kwargs, parse_with_config, run, writing
+from snnzoo.scripting import model_kwargs, parse_with_config, run
 from snnzoo.weights import create_model
 
 _logger = logging.getLogger("validate")
@@ -64,16 +64,15 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def write_results(path: Path, results: list[dict]) -> None:
+def as_text(results: list[dict], suffix: str) -> str:
     """One row or object for each number of steps; JSON says what it was measured with, too."""
-    if path.suffix == ".csv":
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(results[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(results)
-        write_atomically(path, text.getvalue())
-    else:
-        write_atomically(path, json.dumps({"results": results, "versions": versions()}, indent=2) + "\n")
+    if suffix == ".json":
+        return json.dumps({"results": results, "versions": versions()}, indent=2) + "\n"
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(results[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(results)
+    return text.getvalue()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -83,6 +82,14 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError("nothing to measure: give --checkpoint FILE or --pretrained")
     if args.results_file and Path(args.results_file).suffix not in (".csv", ".json"):
         raise InputError(f"--results-file must end in .csv or .json, got {args.results_file!r}")
+    with new_file(args.results_file) if args.results_file else nullcontext() as temporary:
+        results = measure(args)
+        if temporary:
+            temporary.write_text(as_text(results, Path(args.results_file).suffix))
+
+
+def measure(args: argparse.Namespace) -> list[dict]:
+    """A row for each number of steps."""
     model = create_model(
         args.model,
         args.checkpoint,
@@ -138,9 +145,7 @@ def main(argv: list[str] | None = None) -> None:
             f"{metrics['top5']:.2f} % loss {metrics['loss']:.4f} on {len(dataset)} images, "
             f"{metrics['images_per_s']:.0f} img/s"
         )
-    if args.results_file:
-        with writing(args.results_file):
-            write_results(Path(args.results_file), results)
+    return results
 
 
 if __name__ == "__main__":

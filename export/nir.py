@@ -31,8 +31,9 @@ from snnzoo.export.graph import (
 )
 from snnzoo.export.interpret import interpret, watch
 from snnzoo.export.parity import compare, images_or_noise
-from snnzoo.export.report import make_report, new_file, write_report
+from snnzoo.export.report import make_report, write_report
 from snnzoo.export.trace import trace
+from snnzoo.files import new_file
 from snnzoo.neurons import LIFParams
 from snnzoo.version import __version__
 

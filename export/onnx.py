@@ -14,8 +14,9 @@ from snnzoo.errors import InputError
 from snnzoo.export.graph import Graph
 from snnzoo.export.interpret import Run, watch
 from snnzoo.export.parity import compare, images_or_noise
-from snnzoo.export.report import make_report, new_file, write_report
+from snnzoo.export.report import make_report, write_report
 from snnzoo.export.trace import trace
+from snnzoo.files import new_file
 
 MODES = ("unrolled", "stateful")
 OPSETS = range(13, 22)  # per-channel quantisation begins with 13; onnxruntime 1.18 ends with 21

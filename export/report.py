@@ -1,36 +1,14 @@
 """What every export leaves beside its file: the report, for machines (``.json``) and for people (``.txt``)."""
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from snnzoo.errors import InputError
 from snnzoo.export.graph import Graph
 from snnzoo.export.parity import Parity
-from snnzoo.files import atomic_path, write_atomically
+from snnzoo.files import write_atomically
 from snnzoo.version import __version__
-
-
-@contextlib.contextmanager
-def new_file(path: str | Path) -> Iterator[Path]:
-    """:func:`~snnzoo.files.atomic_path`, tried out before any work is done.
-
-    Raises:
-        InputError: no file can be written there.
-    """
-    path = Path(path)
-    with contextlib.ExitStack() as stack:
-        try:
-            if path.is_dir():
-                raise IsADirectoryError("it is a folder")
-            temporary = stack.enter_context(atomic_path(path))
-            temporary.touch()
-        except OSError as error:
-            raise InputError(f"{str(path)!r} cannot be written ({error}): name another file with -o") from error
-        yield temporary
 
 
 def make_report(graph: Graph, target: str, path: str | Path, parity: Parity | None, **more: Any) -> dict[str, Any]:

@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from snnzoo.errors import InputError
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path, durable: bool = True) -> Iterator[Path]:
@@ -27,6 +29,26 @@ def atomic_path(path: str | Path, durable: bool = True) -> Iterator[Path]:
             _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_file(path: str | Path) -> Iterator[Path]:
+    """:func:`atomic_path` of a file that the user has named, tried out before the block begins its work.
+
+    Raises:
+        InputError: no file can be written there.
+    """
+    path = Path(path)
+    with contextlib.ExitStack() as stack:
+        try:
+            if path.is_dir():
+                raise IsADirectoryError("it is a folder")
+            temporary = stack.enter_context(atomic_path(path))
+            temporary.touch()
+        except OSError as error:
+            why = error.strerror or error
+            raise InputError(f"{str(path)!r} cannot be written ({why}): name another file") from error
+        yield temporary
 
 
 def _sync(path: Path) -> None:

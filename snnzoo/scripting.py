@@ -101,15 +101,6 @@ def as_input_error(what: str) -> Iterator[None]:
         raise InputError(f"{what} does not fit: {message or type(error).__name__}") from error
 
 
-@contextlib.contextmanager
-def writing(path: str | Path) -> Iterator[None]:
-    """The block writes a file that the user has named; where that cannot be done, it says so."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{str(path)!r} cannot be written ({error.strerror or error}): name another file") from error
-
-
 def open_device(name: str) -> torch.device:
     """The device of that name.
 

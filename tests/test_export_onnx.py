@@ -162,7 +162,7 @@ NET = "snn_resnet20_t1 --input-size 3 8 8"
         (f"onnx {NET} --opset 9 -o x.onnx", "opset must lie between 13 and 21, got 9"),
         (f"onnx {NET} --mode lazy -o x.onnx", r"mode must be one of \('unrolled', 'stateful'\), got 'lazy'"),
         (f"onnx {NET} --int8 -o x.onnx", "--int8 needs images to calibrate on: give --data-dir"),
-        (f"onnx {NET} -o file/x.onnx", "'file/x.onnx' cannot be written .*: name another file with -o"),
+        (f"onnx {NET} -o file/x.onnx", "'file/x.onnx' cannot be written .*: name another file"),
         (f"onnx {NET} -o .", "'.' cannot be written .it is a folder."),
         (f"onnx {NET} --pretrained -o x.onnx", "No pretrained weights exist"),
         (f"onnx {NET} --checkpoint none.pth -o x.onnx", "no checkpoint file at 'none.pth'"),

@@ -97,8 +97,10 @@ def test_bad_input(measure, tmp_path):
            validate.main)  # fmt: skip
     refuse("must end in .csv or .json, got 'r.txt'", [*measure, "--results-file", "r.txt"], validate.main)
     (tmp_path / "file").touch()
-    refuse("file/r.csv' cannot be written .* name another file",
-           [*measure, "--results-file", str(tmp_path / "file" / "r.csv")], validate.main)  # fmt: skip
+    nowhere = ["--results-file", str(tmp_path / "file" / "r.csv")]
+    refuse("file/r.csv' cannot be written .* name another file",  # which is said before anything is measured
+           [*measure, *nowhere, "--split", "vaildation"], validate.main)  # fmt: skip
+    assert not list(tmp_path.glob(".*.tmp"))
     refuse("--batch-size must be at least 1, got 0", [*measure, "--batch-size", "0"], validate.main)
     refuse("num_steps must be a whole number of at least 1, got 0", [*measure, "--num-steps", "2", "0"], validate.main)
     plain = tmp_path / "plain.safetensors"

@@ -15,8 +15,9 @@ from snnzoo.export.interpret import interpret
 from snnzoo.export.lava.quantization import Quantized, quantize
 from snnzoo.export.lava.reference import IntegerRun, simulate_integer
 from snnzoo.export.lava.simulator.network import CURRENT, LoihiNetwork, load, save
-from snnzoo.export.report import make_report, new_file, write_report
+from snnzoo.export.report import make_report, write_report
 from snnzoo.export.trace import trace
+from snnzoo.files import new_file
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm")
 
@@ -118,6 +119,8 @@ def _lost(quantized: Quantized, run: IntegerRun, graph, images: Tensor) -> dict[
     ]  # fmt: skip
     same = int((run.logits.argmax(1) == model.logits.argmax(1)).sum())
     worst = min(agreement, key=agreement.get)
+    alone = [layer.alone for layer in quantized.layers if layer.alone is not None]
+    on_equal_inputs = f", on equal inputs {100 * min(alone):.2f} %" if alone else ""
     return {
         "netx": network.sequential,
         "depth": network.depths[network.readout.name],
@@ -129,9 +132,8 @@ def _lost(quantized: Quantized, run: IntegerRun, graph, images: Tensor) -> dict[
         "summary": [
             f"loihi       {len(network.layers) - 1} layers, {network.depths[network.readout.name]} steps deep; "
             + ("stock netx loads it" if network.sequential else "not sequential, or soft: for `snnzoo simulate`"),
-            f"spikes      least agreement with the model {100 * agreement[worst]:.2f} % ({worst}), on equal inputs "
-            f"{100 * min(x.alone for x in quantized.layers if x.alone is not None):.2f} %; same class for {same} of "
-            f"{len(images)} images",
+            f"spikes      least agreement with the model {100 * agreement[worst]:.2f} % ({worst}){on_equal_inputs}; "
+            f"same class for {same} of {len(images)} images",
             f"saturated   {quantized.saturated} weights and biases; worst current "
             f"{max(layer.worst_current for layer in quantized.layers):,} of {CURRENT:,}; "
             f"{sum(map(sum, run.overflows.values()))} overflows",

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from snnzoo.analysis.figure import check_figure_path, new_figure, save
 from snnzoo.errors import InputError
-from snnzoo.files import write_atomically
+from snnzoo.files import new_file
 from snnzoo.model_options import add_data, add_model, make_model, open_data
-from snnzoo.scripting import open_device, writing
+from snnzoo.scripting import open_device
 
 if TYPE_CHECKING:
     from snnzoo.analysis.inspection import Deploy
@@ -57,8 +57,7 @@ def _profile(args: argparse.Namespace) -> None:
     elif not (args.checkpoint or args.pretrained):
         print("\nThese are untrained weights: their activity says nothing. Give --checkpoint FILE or --pretrained.")
     if args.output:
-        with writing(args.output):
-            found.save(args.output)
+        found.save(args.output)
     if args.plot:
         save(draw_profile(found.to_dict()), args.plot)
 
@@ -82,7 +81,6 @@ def _report(args: argparse.Namespace, deploy: "Deploy") -> None:
     path = Path(args.output or Path(args.run) / "report.html")
     if path.suffix not in (".html", ".htm"):
         raise InputError(f"--output must end in .html, got {args.output!r}")
-    page = render(inspect_run(args.run, args.data_dir, args.images, deploy))
-    with writing(path):
-        write_atomically(path, page)
+    with new_file(path) as temporary:
+        temporary.write_text(render(inspect_run(args.run, args.data_dir, args.images, deploy)))
     print(path)

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snnzoo.errors import InputError
-from snnzoo.files import atomic_path
-from snnzoo.scripting import writing
+from snnzoo.files import new_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +49,7 @@ def save(figure: "Figure", path: str | Path, dpi: int = 130) -> Path:
         InputError: an unknown format, or a path that cannot be written.
     """
     path = check_figure_path(path)
-    with writing(path), atomic_path(path) as temporary:
+    with new_file(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:], dpi=dpi)
     return path
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from snnzoo.analysis.counting import LayerCounter, Neurons, Synapses
 from snnzoo.errors import InputError
-from snnzoo.files import write_atomically
+from snnzoo.files import new_file
 from snnzoo.version import __version__
 
 STATE_BYTES = 4  # of a membrane: float32
@@ -187,8 +187,13 @@ class Profile:
         return [*lines, f"             ANN        {t['ann_energy_uj']:10.3f} µJ, all its MACs"]
 
     def save(self, path: str | Path) -> None:
-        """Write :meth:`to_dict` as a JSON file."""
-        write_atomically(path, json.dumps(self.to_dict(), indent=2) + "\n")
+        """Write :meth:`to_dict` as a JSON file.
+
+        Raises:
+            InputError: a path that cannot be written.
+        """
+        with new_file(path) as temporary:
+            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
 
 
 @torch.no_grad()
