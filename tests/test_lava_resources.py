@@ -11,7 +11,7 @@ from snnzoo import InputError, LIFParams, cli
 from snnzoo.export import graph as g
 from snnzoo.export.importers import lively
 from snnzoo.export.interpret import interpret
-from snnzoo.export.lava import resources
+from snnzoo.export.lava import quantize, resources
 from snnzoo.export.lava.resources import estimate
 from snnzoo.export.trace import trace
 
@@ -52,12 +52,12 @@ def test_a_residual_block_by_hand():
     assert rows == {
         "act1": ("neurons", 1, 48, 100 * 2 * 3, 54, 1),
         "block.act1": ("neurons", 2, 48, 100 * 3 * 3, 81, 1),
-        "act1 +1": ("relay", 2, 48, 48, 3, 1),
+        "act1/delay1": ("relay", 2, 48, 48, 3, 1),
         "block.act2": ("neurons", 3, 48, 100 * 3 * 3 + 48, 81 + 3, 1),
         "logits": ("readout", 4, 5, 48 * 5, 48 * 5, 1),
     }
     assert {x.name: x.rate for x in result.layers} == {
-        "act1": 1, "block.act1": 0, "act1 +1": 1, "block.act2": 1, "logits": None,
+        "act1": 1, "block.act1": 0, "act1/delay1": 1, "block.act2": 1, "logits": None,
     }  # fmt: skip
     # Two steps: pixels, spikes of act1 into the block and the relay, of the relay, and of block.act2.
     assert [x.synops for x in result.layers] == [2 * 600, 2 * 900, 2 * 48, 2 * 48, 2 * 240]
@@ -67,6 +67,13 @@ def test_a_residual_block_by_hand():
     assert result.neuron_updates == 2 * 197
     assert result.joules == pytest.approx(3672 * 23.6e-12 + 394 * 81e-12)
     assert result.problems == ()
+
+
+def test_layers_are_those_of_the_network_file():
+    images = torch.randint(0, 256, (4, 2, 4, 4), dtype=torch.uint8)
+    network = quantize(residual(), images, mean=(0.5, 0.5), std=(0.25, 0.25)).network
+    _, *expected = network.depths.items()  # without the images
+    assert [(layer.name, layer.step) for layer in estimate(residual()).layers] == expected
 
 
 def test_without_images_there_is_no_activity():

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from snnzoo.errors import InputError
 from snnzoo.export.graph import Graph
+from snnzoo.export.lava.delays import in_steps
 from snnzoo.export.lava.lower import Link, Population, evaluate, lower, per_step, pixel_offset
 from snnzoo.export.lava.rounding import bias_mantissas, compensated, extremes, second_moments, snap
 from snnzoo.export.lava.simulator.network import (
@@ -125,7 +126,7 @@ def quantize(
     layers, reports = search.run()
     try:
         network = LoihiNetwork(
-            _match_delays(layers), graph.num_steps, offset.numpy().astype(np.int16), graph.name,
+            tuple(_with_relays(layers)), graph.num_steps, offset.numpy().astype(np.int16), graph.name,
             {"mean": list(mean), "std": list(std), "labels": graph.metadata.get("labels"), **(metadata or {})},
         )  # fmt: skip
     except NetworkError as error:
@@ -209,7 +210,7 @@ class _Search:
             if self._fits(members):
                 self._tell_alone(members, self._loss(members))
                 return
-            _logger.warning("%s: its weights have left the bits of the grid they lie on, and are rounded anew", group)
+            _logger.warning("%s: its weights lie on a grid that does not fit the chip, and are rounded anew", group)
         unit = FINER * (largest or 1.0) / WEIGHT[1]
         tried: list[tuple[float, float]] = []
         while len(tried) < TRIED:
@@ -455,24 +456,16 @@ def _halves(p: Population, unit: float) -> float:
     return sum(unit / 2 for link in p.links if link.shift) if p.kind == "neurons" else 0.0
 
 
-def _match_delays(layers: list[Layer]) -> tuple[Layer, ...]:
-    """Relays, one for each step by which one source of a layer would arrive before another."""
-    result: list[Layer] = []
-    depths: dict[str, int] = {}
-    for layer in layers:
-        deepest = max((depths[s.source] for s in layer.inputs), default=-1)
-        inputs = []
-        for synapses in layer.inputs:
-            source, origin = synapses.source, next(x for x in result if x.name == synapses.source)
-            for waited in range(1, deepest - depths[synapses.source] + 1):
-                name = f"{synapses.source}/delay{waited}"
-                if name not in depths:
-                    pass_on = np.ones((origin.shape[0], 1, 1, 1), np.int8)
-                    relay = Synapses(source, pass_on, groups=origin.shape[0])
-                    result.append(Layer(name, "graded", origin.shape, (relay,), scale=origin.scale))
-                    depths[name] = depths[source] + 1
-                source = name
-            inputs.append(replace(synapses, source=source))
-        result.append(replace(layer, inputs=tuple(inputs)))
-        depths[layer.name] = deepest + 1
-    return tuple(result)
+def _with_relays(layers: list[Layer]) -> Iterator[Layer]:
+    """The layers, and graded neurons that hold up what would arrive before a layer's other inputs."""
+    by_name = {layer.name: layer for layer in layers}
+    for placed in in_steps({layer.name: [synapses.source for synapses in layer.inputs] for layer in layers}):
+        if placed.holds_up:
+            origin = by_name[placed.holds_up]
+            pass_on = np.ones((origin.shape[0], 1, 1, 1), np.int8)
+            inputs = (Synapses(*placed.sources, pass_on, groups=origin.shape[0]),)
+            yield Layer(placed.name, "graded", origin.shape, inputs, scale=origin.scale)
+        else:
+            layer = by_name[placed.name]
+            inputs = zip(layer.inputs, placed.sources, strict=True)
+            yield replace(layer, inputs=tuple(replace(synapses, source=source) for synapses, source in inputs))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from snnzoo.errors import InputError
 from snnzoo.export.graph import Graph
+from snnzoo.export.lava.delays import in_steps
 from snnzoo.export.lava.lower import Link, Population, evaluate, lower
 
 # The chip, from Intel's technology brief "Taking Neuromorphic Computing to the Next Level with Loihi 2" (2021).
@@ -54,7 +55,7 @@ class Layer:
     """A population of neurons with what comes into it.
 
     Attributes:
-        name: of the node of the graph, of a relay with what it holds up and for how long.
+        name: of the node of the graph, of a relay with what it holds up and for how long, as in the network file.
         kind: as in :class:`~snnzoo.export.lava.lower.Population`, or ``relay``.
         shape: ``(C, H, W)``.
         step: how many steps behind the image it is.
@@ -248,23 +249,17 @@ class _Placed:
 
 def _place(lowered: tuple[Population, ...]) -> list[_Placed]:
     """The populations with the relays between them, each with its step."""
-    shapes = {p.name: p.shape for p in lowered}
-    steps: dict[str, int] = {}
-    relays: set[str] = set()
-    placed = []
-    for p in lowered:
-        steps[p.name] = step = 1 + max((steps[link.source] for link in p.links), default=-1)
-        for link in p.links:
-            shape = shapes[link.source]
-            for wait in range(1, step - steps[link.source]):
-                name = f"{link.source} +{wait}"
-                if name not in relays:
-                    relays.add(name)
-                    pass_on = _Synapses(link.source, torch.ones(shape), shape[0], 1, False)
-                    placed.append(_Placed(name, "relay", shape, steps[link.source] + wait, link.source, (pass_on,)))
-        links = tuple(_count(link, shapes[link.source], link.source == lowered[0].name) for link in p.links)
-        placed.append(_Placed(p.name, p.kind, p.shape, step, p.name, links))
-    return placed
+    by_name = {p.name: p for p in lowered}
+    result = []
+    for placed in in_steps({p.name: [link.source for link in p.links] for p in lowered}):
+        p = by_name[placed.holds_up or placed.name]
+        if placed.holds_up:
+            links = (_Synapses(p.name, torch.ones(p.shape), p.shape[0], 1, False),)
+        else:
+            links = tuple(_count(link, by_name[link.source].shape, link.source == lowered[0].name) for link in p.links)
+        kind = "relay" if placed.holds_up else p.kind
+        result.append(_Placed(placed.name, kind, p.shape, placed.step, p.name, links))
+    return result
 
 
 def _count(link: Link, shape: tuple[int, int, int], from_pixels: bool) -> _Synapses:
