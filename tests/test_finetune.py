@@ -107,7 +107,7 @@ def test_biases_have_room_to_grow(caplog):
         quantized = quantize(plain(model, "snn_resnet20_t2"), pixels)
         got = torch.from_numpy(quantized.network["logits"].inputs[0].weight)[:, :, 0, 0]
         assert torch.equal(got.float(), weight.round()) is not left
-        assert ("have left the bits of the grid" in caplog.text) is left
+        assert ("on a grid that does not fit the chip" in caplog.text) is left
 
 
 def test_the_integers_do_what_training_saw():
