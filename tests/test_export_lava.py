@@ -1,6 +1,7 @@
 """Loihi: integers, their file, and Lava's simulator, which has to fire what was predicted."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -27,6 +28,7 @@ from snnzoo.export.lava import (
     simulate,
     simulate_integer,
 )
+from snnzoo.export.lava.export import _lost
 from snnzoo.export.lava.interpreter import find_interpreter
 from snnzoo.export.lava.lower import evaluate, lower, pixel_offset
 from snnzoo.export.lava.simulator.network import NetworkError, load, save
@@ -502,3 +504,28 @@ def test_mismatch_is_an_error(monkeypatch, tmp_path):
 def test_export_needs_images():
     with pytest.raises(SystemExit):
         cli.main(["export", "lava", "snn_vgg11_t2", "-o", "x.h5"])
+
+
+def test_report_where_all_layers_share_their_units():
+    """No layer's spikes can be counted alone: a shortcut ties the neurons to the stem's current."""
+    weight, pad = torch.linspace(-1, 1, 3 * 3 * 9).reshape(3, 3, 3, 3), dict(padding=(1, 1))
+    graph = g.Graph(
+        (
+            g.Input("images", (), (3, 4, 4)),
+            g.Conv("conv1", ("images",), weight, torch.full((3,), 0.3), **pad),
+            g.LIF("act1", ("conv1",), LIFParams()),
+            g.Conv("conv2", ("act1",), weight, torch.zeros(3), **pad),
+            g.Add("add", ("conv2", "conv1")),
+            g.LIF("act2", ("add",), LIFParams()),
+            g.Flatten("flatten", ("act2",)),
+            g.Linear("fc", ("flatten",), torch.linspace(-1, 1, 5 * 48).reshape(5, 48), torch.zeros(5)),
+            g.Output("logits", ("fc",)),
+        ),
+        num_steps=2,
+        name="shared",
+    )
+    images = pixels(4, 4)
+    result = quantize(graph, images, mean=(0.5,) * 3, std=(0.25,) * 3)
+    assert [layer.alone for layer in result.layers] == [None] * 3
+    lost = _lost(result, simulate_integer(result.network, images), graph, images)
+    assert re.search(r"least agreement with the model [\d.]+ % \(act.\); same class", "\n".join(lost["summary"]))

@@ -163,7 +163,7 @@ def test_nothing_from_files_gets_into_the_markup(run):
 
 def test_bad_input(run, tmp_path, capsys, monkeypatch):
     for command, match in (
-        (f"report {tmp_path}", "no run at .*: a run's folder has a summary.csv"),
+        (f"report {tmp_path}/none", "no run at .*: a run's folder has a summary.csv"),
         (f"report {run} --data-dir {tmp_path}/nowhere", "there is no such folder or file"),
         (
             f"report {run} --images 4 -o /dev/null/r.html",
@@ -176,6 +176,7 @@ def test_bad_input(run, tmp_path, capsys, monkeypatch):
             cli.main(command.split())
         assert ended.value.code == 2
         assert re.search(match, capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(SystemExit):
         cli.main(["report", str(run)])

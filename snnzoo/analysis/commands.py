@@ -81,6 +81,7 @@ def _report(args: argparse.Namespace, deploy: "Deploy") -> None:
     path = Path(args.output or Path(args.run) / "report.html")
     if path.suffix not in (".html", ".htm"):
         raise InputError(f"--output must end in .html, got {args.output!r}")
+    page = render(inspect_run(args.run, args.data_dir, args.images, deploy))  # before a folder is made for its file
     with new_file(path) as temporary:
-        temporary.write_text(render(inspect_run(args.run, args.data_dir, args.images, deploy)))
+        temporary.write_text(page)
     print(path)
