@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from snnzoo.errors import InputError
 from snnzoo.models._cfgs import INITIALISATION
-from snnzoo.models._pretrained import CONFIG, read_config
+from snnzoo.models._pretrained import CONFIG, WEIGHTS, read_config
 
 RECIPE, RESULTS = "recipe.yaml", "results.json"
 
@@ -79,15 +79,15 @@ def render(folder: Path, repo: str) -> str:
     recipe, results = read_recipe(folder), read_results(folder)
     if results and results["sha256"] != config.get("sha256"):
         raise InputError(f"{str(folder / RESULTS)!r} was measured on other weights than {str(folder)!r} holds")
-    name = repo.split("/")[-1]
+    name, has_weights = repo.split("/")[-1], (folder / WEIGHTS).is_file()
     return _TEMPLATE.format(
         metadata=_metadata(name, config, recipe, results),
         name=name,
-        summary=_summary(config, recipe),
+        summary=_summary(config, recipe, has_weights),
         model=_table(_facts(config)),
         results=_results(results),
         training=_training(name, config, recipe, results),
-        arguments=_arguments(name, repo, config),
+        arguments=_arguments(name, repo, config, has_weights),
         input_size=", ".join(map(str, config["pretrained_cfg"]["input_size"])),
     )
 
@@ -124,11 +124,11 @@ def read_results(folder: Path) -> dict[str, Any]:
         raise InputError(f"results {str(path)!r} cannot be read: {type(error).__name__}: {error}") from error
 
 
-def _arguments(name: str, repo: str, config: Mapping[str, Any]) -> str:
+def _arguments(name: str, repo: str, config: Mapping[str, Any], has_weights: bool) -> str:
     """Of the ``create_model`` that makes this model; from the Hub if it has weights there."""
-    if "sha256" in config:
+    if has_weights:
         return f'"hf-hub:{repo}", pretrained=True'
-    return f'"{name}", pretrained=True' if _tag(config).startswith(INITIALISATION) else f'"{config["architecture"]}"'
+    return f'"{name}", pretrained=True' if "initialisation" in config else f'"{config["architecture"]}"'
 
 
 def _tag(config: Mapping[str, Any]) -> str:
@@ -142,15 +142,15 @@ def _dataset(config: Mapping[str, Any]) -> tuple[str, str] | None:
 def _metadata(name: str, config: Mapping, recipe: Mapping, results: Mapping) -> str:
     dataset = _dataset(config)
     evaluation = None
-    if dataset and results.get("runs"):
-        row = _default_row(results["runs"][0], config)
+    row = results.get("runs") and _default_row(results["runs"][0], config)
+    if dataset and row:
         task = dict(task_type="image-classification", dataset_type=dataset[1], dataset_name=dataset[0])
         evaluation = [
             EvalResult(metric_type="accuracy", metric_name=metric, metric_value=round(row[key], 2), **task)
             for metric, key in (("Top-1", "top1"), ("Top-5", "top5"))
         ]
     data = ModelCardData(
-        license=config["pretrained_cfg"]["license"],
+        license=config["pretrained_cfg"].get("license"),
         library_name="timm",
         pipeline_tag="image-classification",
         tags=["timm", "image-classification", "snnzoo", "spiking-neural-network"],
@@ -162,17 +162,17 @@ def _metadata(name: str, config: Mapping, recipe: Mapping, results: Mapping) -> 
     return data.to_yaml(line_break="\n").strip()
 
 
-def _default_row(run: list[Mapping], config: Mapping) -> Mapping:
-    """The measurement with the model's own number of steps."""
+def _default_row(run: list[Mapping], config: Mapping) -> Mapping | None:
+    """The measurement with the model's own number of steps, if there is one."""
     steps = config.get("model_args", {}).get("num_steps")
-    return next((row for row in run if row["num_steps"] == steps), run[0])
+    return next((row for row in run if row["num_steps"] == steps), None)
 
 
-def _summary(config: Mapping, recipe: Mapping) -> str:
+def _summary(config: Mapping, recipe: Mapping, has_weights: bool) -> str:
     args, dataset = config.get("model_args", {}), _dataset(config)
     steps = args.get("num_steps")
     kind = f"A spiking neural network of {steps} time steps" if steps else "An ANN"
-    if _tag(config).startswith(INITIALISATION):
+    if "initialisation" in config:
         return (
             f"**An initialisation, not a trained network.** {kind} with the weights of the ANN "
             f"[{config['initialisation']}](https://huggingface.co/{config['initialisation']}), which has the same "
@@ -181,7 +181,7 @@ def _summary(config: Mapping, recipe: Mapping) -> str:
     text = f"{kind} for {dataset[0] if dataset else 'image classification'}, a model of the timm family `snnzoo`"
     if recipe.get("teacher"):
         text += f", distilled from `{recipe['teacher']}`"
-    return text + "." + ("" if config.get("sha256") else " **There are no weights yet**: this is its recipe.")
+    return text + "." + ("" if has_weights else " **There are no weights yet**: this is its recipe.")
 
 
 def _facts(config: Mapping) -> dict[str, Any]:
@@ -240,7 +240,7 @@ def _results(results: Mapping) -> str:
 
 
 def _training(name: str, config: Mapping, recipe: Mapping, results: Mapping) -> str:
-    if _tag(config).startswith(INITIALISATION):
+    if "initialisation" in config:
         return "None: see above."
     if not recipe:
         return "The recipe is not part of this repository."

@@ -12,12 +12,15 @@ from snnzoo.errors import InputError
 def atomic_path(path: str | Path, durable: bool = True) -> Iterator[Path]:
     """A temporary name beside ``path``, renamed to it if the block ends well and deleted if it does not.
 
+    Folders that are made for it go again with it.
+
     Args:
         path: the file to write; processes that write it at the same time do not disturb each other.
         durable: have the disk confirm the contents before the rename and the rename after it, so that a power cut
             leaves the old file or the new one. Not worth its milliseconds for what can be made again, like a cache.
     """
     path = Path(path)
+    made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -27,8 +30,12 @@ def atomic_path(path: str | Path, durable: bool = True) -> Iterator[Path]:
         temporary.replace(path)
         if durable:
             _sync(path.parent)
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # somebody else's file is in it by now
+            for folder in made:
+                folder.rmdir()
+        raise
 
 
 @contextlib.contextmanager

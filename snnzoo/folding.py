@@ -32,8 +32,7 @@ def fuse(model: nn.Module, input_size: tuple[int, ...] | None = None) -> nn.Modu
     pairs, expected = _pairs(exact, probe)
     for conv_name, norm_name in pairs:
         _fold(exact, conv_name, norm_name)
-    if pairs and not torch.allclose(exact(probe), expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max())):
-        raise InputError(f"{type(model).__name__} cannot be fused: something besides a norm reads what it normalises")
+    _check(exact, probe, expected)
     fused = exact.to(dtype=next(model.parameters()).dtype)
     return fused.to(memory_format=torch.channels_last) if _is_channels_last(model) else fused
 
@@ -50,10 +49,12 @@ def move_scales(model: nn.Module, input_size: tuple[int, ...] | None = None) -> 
         input_size: ``(C, H, W)`` of the images, by default what the model's ``pretrained_cfg`` says.
 
     Raises:
-        InputError: the model does not take images of that size.
+        InputError: the model does not take images of that size, or would not be the same; then it is as it was.
     """
-    for conv_name, norm_name in _pairs(*_probe(model, input_size))[0]:
-        conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
+    exact, probe = _probe(model, input_size)
+    pairs, expected = _pairs(exact, probe)
+    for conv_name, norm_name in pairs:
+        conv, norm = exact.get_submodule(conv_name), exact.get_submodule(norm_name)
         weight, bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )
@@ -62,8 +63,12 @@ def move_scales(model: nn.Module, input_size: tuple[int, ...] | None = None) -> 
             conv.bias.zero_()
         norm.running_mean.zero_()
         norm.running_var.fill_(1 - norm.eps)
-        norm.weight.fill_(1).requires_grad_(False)
+        norm.weight.fill_(1)
         norm.bias.copy_(bias)
+    _check(exact, probe, expected)
+    model.load_state_dict(exact.state_dict())
+    for _, norm_name in pairs:
+        model.get_submodule(norm_name).weight.requires_grad_(False)
 
 
 def _probe(model: nn.Module, input_size: tuple[int, ...] | None) -> tuple[nn.Module, Tensor]:
@@ -107,6 +112,13 @@ def _pairs(model: nn.Module, probe: Tensor) -> tuple[list[tuple[str, str]], Tens
         for handle in handles:
             handle.remove()
     return pairs, expected
+
+
+def _check(changed: nn.Module, probe: Tensor, expected: Tensor) -> None:
+    if not torch.allclose(changed(probe), expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max())):
+        raise InputError(
+            f"{type(changed).__name__} cannot have its norms folded: something besides a norm reads what it normalises"
+        )
 
 
 def _fold(model: nn.Module, conv_name: str, norm_name: str) -> None:

@@ -7,6 +7,7 @@ A folder holds ``config.json`` (timm's, with everything that makes the model aga
 import json
 import logging
 import random
+import re
 import shutil
 import time
 from collections.abc import Iterable, Mapping
@@ -18,11 +19,13 @@ from typing import Any
 import timm
 import torch
 import yaml
-from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf  # the half of timm's save_for_hf that writes no weights
 from timm.models._input import get_model_args
+from timm.utils import unwrap_model
 from torch import nn
 
 from snnzoo import cards
@@ -60,6 +63,8 @@ _PERSONAL = (
     "log_wandb wandb_project checkpoint_hist recovery_interval validation_batch_size"
 ).split()
 _FILES_OF_WEIGHTS = ("teacher_checkpoint", "initial_checkpoint")
+_LOCAL = "local-dir:"
+_NO_LICENCE = "the weights need a licence, such as license='apache-2.0': nobody may use them without"
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,8 @@ class Run:
             for key, value in self.options.items()
             if key not in _PERSONAL and (value or (value == 0 and value is not False))
         }
-        return kept | {k: Path(kept[k]).name for k in _FILES_OF_WEIGHTS if k in kept}
+        paths = [k for k in kept if k in _FILES_OF_WEIGHTS or str(kept[k]).startswith(_LOCAL)]
+        return kept | {k: _LOCAL * (k not in _FILES_OF_WEIGHTS) + Path(kept[k]).name for k in paths}
 
     @property
     def data_config(self) -> dict[str, Any]:
@@ -174,16 +180,20 @@ def pack(
     config = read_config(folder / CONFIG, repr(str(folder))) if (folder / CONFIG).is_file() else None
     license = license or (config and config["pretrained_cfg"].get("license"))
     if not license:
-        raise InputError("the weights need a licence, such as license='apache-2.0': nobody may use them without")
+        raise InputError(_NO_LICENCE)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{str(folder)!r} is a file: name a folder to pack into")
+    if model is not None:
+        model = _packable(model)
     measured = _read_results([Path(path) for path in results], teacher_results)
     if measured:
         _check_results(measured, create_model(f"local-dir:{folder}", device="meta") if model is None else model)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CARD).unlink(missing_ok=True)  # rather none than one with the numbers of other weights
     if recipe:
         _copy(Path(recipe), folder / RECIPE)
     elif run.options:
         write_atomically(folder / RECIPE, yaml.safe_dump(run.recipe, sort_keys=False))
+    (folder / CARD).unlink(missing_ok=True)  # rather none than one with the numbers of other weights
     if model is not None:
         weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
         with atomic_path(folder / WEIGHTS) as temporary:
@@ -192,6 +202,8 @@ def pack(
         (folder / RESULTS).unlink(missing_ok=True)
     if model is not None or not (folder / WEIGHTS).is_file():
         _write_config(folder, _untrained(folder) if model is None else model, run, license)
+    else:
+        _complete_config(folder, license)
     if measured:
         facts = {"sha256": in_folder(folder).config["sha256"], "epoch": run.epoch}
         write_atomically(folder / RESULTS, json.dumps(facts | measured, indent=2) + "\n")
@@ -202,6 +214,17 @@ def pack(
 def write_card(folder: Path, repo: str | None = None) -> None:
     """Write a folder's model card anew from what else is in it; see :func:`snnzoo.cards.render`."""
     write_atomically(folder / CARD, cards.render(folder, repo or f"snnzoo/{folder.resolve().name}"))
+
+
+def _packable(model: nn.Module) -> nn.Module:
+    """A model without what torch.compile and data parallelism wrap around it."""
+    model = unwrap_model(model)
+    if not hasattr(model, "pretrained_cfg") or not hasattr(model, "num_classes"):
+        raise InputError(f"{type(model).__name__} is not a timm model with a classifier: it cannot be made by a name")
+    other = {p.dtype for p in model.parameters()} - {torch.float32}
+    if other:
+        raise InputError(f"weights are packed in float32, these are {other.pop()}: give model.float()")
+    return model
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -215,7 +238,7 @@ def _copy(source: Path, target: Path) -> None:
 def _untrained(folder: Path) -> nn.Module:
     """The model that a folder's recipe or name is of, without weights."""
     recipe, name = cards.read_recipe(folder), folder.resolve().name
-    full = name if name in timm.list_models(include_tags=True) else recipe.get("model", name)
+    full = name if name in _tagged_models() else recipe.get("model", name)
     kwargs = {key: recipe.get(key) for key in ("num_classes", "num_steps", "reset", "grad_method")}
     if recipe.get("input_size"):
         kwargs["in_chans"] = recipe["input_size"][0]
@@ -229,11 +252,27 @@ def _write_config(folder: Path, model: nn.Module, run: Run, license: str) -> Non
     extra: dict[str, Any] = {"pretrained_cfg": described}
     if (folder / WEIGHTS).is_file():
         extra["sha256"] = sha256(folder / WEIGHTS)
-    if tag.startswith(INITIALISATION):
+    if described["tag"] and tag.startswith(INITIALISATION) and f"{architecture}.{tag}" in _tagged_models():
         extra["initialisation"] = timm.get_pretrained_cfg(f"{architecture}.{tag}").hf_hub_id
+    elif (model.pretrained_cfg.get("tag") or "").startswith(INITIALISATION):
+        described["description"] = None  # it is no initialisation any more
     data_config = run.data_config or Run(cards.read_recipe(folder)).data_config
     with atomic_path(folder / CONFIG) as temporary:
         save_config_for_hf(model, temporary, extra, model_args(model), data_config)
+
+
+def _complete_config(folder: Path, license: str) -> None:
+    """Give a folder with weights the licence, and the sha256 that other people's folders lack."""
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    described = config.get("pretrained_cfg", config)
+    if described.get("license") != license or "sha256" not in config:
+        described["license"] = license
+        config.setdefault("sha256", sha256(folder / WEIGHTS))
+        write_atomically(folder / CONFIG, json.dumps(config, indent=2))
+
+
+def _tagged_models() -> set[str]:
+    return set(timm.list_models(include_tags=True))
 
 
 def _read_results(paths: list[Path], teacher_path: str | Path | None) -> dict[str, Any]:
@@ -278,7 +317,8 @@ def _check_results(results: Mapping[str, Any], model: nn.Module) -> None:
     steps = [row["num_steps"] for row in results["runs"][0]]
     for run in results["runs"]:
         for row in run:
-            if row["model"].split(".")[0] != architecture or row["parameters"] != parameters:
+            other = ":" not in row["model"] and row["model"].split(".")[0] != architecture
+            if other or row["parameters"] != parameters:
                 raise InputError(
                     f"results of a {row['model']} with {row['parameters']:,} parameters are not of this "
                     f"{architecture} with {parameters:,}"
@@ -303,9 +343,10 @@ def validate(folder: Path, model: nn.Module | None = None) -> None:
         raise InputError(f"the model packed in {str(folder)!r} has outputs that are not finite")
     if model is None:
         return
-    training, device = model.training, next(model.parameters()).device
-    expected = model.eval()(images.to(device)).cpu()
-    model.train(training)
+    modes = {module: module.training for module in model.modules()}
+    expected = model.eval()(images.to(next(model.parameters()).device)).cpu()
+    for module, training in modes.items():
+        module.training = training  # as it was: some may be frozen
     weights = loaded.state_dict()
     same = all(torch.equal(value.cpu(), weights[key]) for key, value in model.state_dict().items())
     if not same or model_args(loaded) != model_args(model) or not torch.allclose(outputs, expected, atol=1e-5):
@@ -352,42 +393,72 @@ def push(
         token: of the Hub; by default from HF_TOKEN or ``hf auth login``.
         dry_run: do everything but talk to the Hub.
         message: of the commit.
-        **details: of a model, as for :func:`pack`.
+        **details: of a model, as for :func:`pack`; a folder is pushed as it is, its card for this repository if it is
+            one of ours.
 
     Raises:
         InputError: the checkpoint does not come back as it was, or the Hub refuses it or cannot be reached.
     """
-    owner, _, name = repo.partition("/")
-    if not owner or not name or "/" in name:
-        raise InputError(f"{repo!r} is not a Hub repository: it must be OWNER/NAME")
+    name = _name_in(repo)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / name
-        model = source if isinstance(source, nn.Module) else None
-        if model is not None:
+        model = None
+        if isinstance(source, nn.Module):
+            model = _packable(source)
             pack(folder, model, repo=repo, **details)
+        elif details:
+            raise InputError(f"{', '.join(details)}: a folder is pushed as it is, pack({str(source)!r}, …) changes it")
         else:
-            in_folder(Path(source))
-            for file in FILES:
-                if (Path(source) / file).is_file():
-                    _copy(Path(source) / file, folder / file)
-            write_card(folder, repo)
+            _copy_packed(Path(source), folder, repo)
         validate(folder, model)
         files = {file: (folder / file).stat().st_size for file in FILES if (folder / file).is_file()}
         url = None if dry_run else _commit(folder, files, repo, private, revision, token, message)
     return Pushed(files, url)
 
 
+def _name_in(repo: str) -> str:
+    try:
+        validate_repo_id(repo)
+        _, name = repo.split("/")
+    except ValueError as error:  # the client's own are ValueErrors
+        raise InputError(
+            f"{repo!r} is not a Hub repository: to push to it must be OWNER/NAME, and a branch is the revision"
+        ) from error
+    return name
+
+
+def _copy_packed(source: Path, folder: Path, repo: str) -> None:
+    """A folder made by pack, with a card for ``repo``; a card that somebody has written stays."""
+    license = in_folder(source).config["pretrained_cfg"].get("license")
+    if not license:
+        raise InputError(f"{str(source / CONFIG)!r}: {_NO_LICENCE} (`snnzoo pack {source} --license ID` adds it)")
+    for file in FILES:
+        if (source / file).is_file():
+            _copy(source / file, folder / file)
+    _complete_config(folder, license)
+    card = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else None
+    named = card and re.search(r'"hf-hub:([^"]+)", pretrained=True', card)
+    if card is None or (named and card == cards.render(folder, named[1])):
+        write_card(folder, repo)
+    else:
+        _logger.warning("%s is not the card that `snnzoo pack` makes and is pushed as it is", source / CARD)
+
+
 def _commit(
     folder: Path, files: Iterable[str], repo: str, private: bool, revision: str | None, token: str | None, message: str
 ) -> str:
-    api = HfApi(token=token, library_name="snnzoo", library_version=__version__)
+    # A token read from a file ends in a newline, which the client would refuse with the token in its message.
+    api = HfApi(token=(token or "").strip() or None, library_name="snnzoo", library_version=__version__)
     with hub_errors(repo):
         api.create_repo(repo, private=private or None, exist_ok=True)
         if revision:
             api.create_branch(repo, branch=revision, exist_ok=True)
         for attempt in range(6):
-            operations = [CommitOperationAdd(file, folder / file) for file in files]
             try:
+                there = api.list_repo_files(repo, revision=revision)
+                # What came with other weights does not belong to these.
+                operations = [CommitOperationDelete(file) for file in FILES if file in there and file not in files]
+                operations += [CommitOperationAdd(file, folder / file) for file in files]
                 commit = api.create_commit(repo, operations, commit_message=message, revision=revision)
                 return commit.commit_url
             except HfHubHTTPError as error:
@@ -413,21 +484,38 @@ def pull(repo: str, revision: str | None = None, folder: str | Path | None = Non
         InputError: there is no such checkpoint, it may not be read, or it is damaged.
     """
     repo = repo.removeprefix("hf-hub:")
+    if revision and "@" in repo:
+        raise InputError(f"{repo!r} names a revision, and so does revision={revision!r}: name one")
     repo = repo if "/" in repo else f"{organisation()}/{repo}"
     found = on_hub(f"{repo}@{revision}" if revision else repo)
     here = found.file.parent
-    for file in (CARD, RECIPE, RESULTS, LICENSE):
+    at_commit = dict(repo_id=repo.partition("@")[0], revision=here.name)
+    # Of a commit the cache knows for good what it has and has not.
+    beside = (CARD, RECIPE, RESULTS, LICENSE)
+    unknown = [file for file in beside if try_to_load_from_cache(filename=file, **at_commit) is None]
+    for i, file in enumerate(unknown):
         with hub_errors(repo):
             try:
-                hf_hub_download(repo.partition("@")[0], file, revision=here.name)
+                hf_hub_download(filename=file, **at_commit)
+            except LocalEntryNotFoundError:
+                _logger.warning("%s of %s: not asked for, the Hub cannot be reached", ", ".join(unknown[i:]), repo)
+                break
             except EntryNotFoundError:
                 _logger.debug("%s has no %s", repo, file)
     if folder is None:
         return here
-    for file in FILES:
-        if (here / file).is_file():
-            _copy(here / file, Path(folder) / file)
-    return Path(folder)
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{str(folder)!r} is a file: name a folder to copy to")
+    fetched = [file for file in FILES if (here / file).is_file()]
+    strange = [file for file in FILES if (folder / file).is_file() and file not in fetched]
+    if strange:
+        raise InputError(
+            f"folder {str(folder)!r} has {', '.join(strange)}, which {repo} has not: name another folder, lest they mix"
+        )
+    for file in fetched:
+        _copy(here / file, folder / file)
+    return folder
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
-from timm.models import load_checkpoint
+from timm.models import load_checkpoint, parse_model_name
 from timm.utils.checkpoint_saver import load_checkpoint_metadata
 from torch import nn
 
 from snnzoo.errors import InputError
 from snnzoo.grid import plain_weights
-from snnzoo.models._pretrained import WEIGHTS, as_input_error
+from snnzoo.models._pretrained import (
+    CONFIG,
+    ELSEWHERE,
+    WEIGHTS,
+    as_input_error,
+    config_on_hub,
+    in_folder,
+    loading_errors,
+    on_hub,
+    read_config,
+)
 
 PREPARED = ("mean", "std", "interpolation", "crop_pct")  # how a run has prepared its images, where it was told
 
@@ -34,22 +43,15 @@ def create_model(name: str, checkpoint: str | Path | None = None, use_ema: bool 
     Raises:
         InputError: no such model, an argument it does not take, no pretrained weights, or none that are safetensors.
     """
-    if ":" not in name and not timm.is_model(name):
-        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
-        raise InputError(
-            f"no model named {name!r}"
-            + (f"; did you mean {' or '.join(near)}?" if near else "; timm.list_models() lists all")
-        )
+    name = _known_name(name)
     options = read_run(checkpoint)[0] if checkpoint else {}
     of_this_model = str(options.get("model")).split(".")[0] == name.split(".")[0]
     if of_this_model:
         kwargs = made_with(options) | {key: value for key, value in kwargs.items() if value is not None}
-    source, _, hub_id = name.partition(":")
-    if source == "hf-hub" and kwargs.get("pretrained"):
-        # timm would fall back to a pickle
-        kwargs["pretrained_cfg_overlay"] = {"hf_hub_filename": WEIGHTS, **(kwargs.get("pretrained_cfg_overlay") or {})}
+    kwargs |= _prepare_source(name, kwargs)
     try:
-        model = timm.create_model(name, **kwargs)
+        with loading_errors(name):
+            model = timm.create_model(name, **kwargs)
     except TypeError as error:  # an argument that it does not take, or of the wrong type
         raise InputError(f"model {name!r}: {error}") from error
     except RuntimeError as error:
@@ -58,15 +60,61 @@ def create_model(name: str, checkpoint: str | Path | None = None, use_ema: bool 
         if "Unknown model" in str(error):
             raise InputError(f"model {name!r} is of an architecture that is not registered here: {error}") from error
         raise
-    except (OSError, HFValidationError) as error:  # the errors of the Hub's client are OSErrors
-        if source == "local-dir":
+    except OSError as error:  # the errors of the Hub's client are OSErrors
+        if ":" in name:
             raise InputError(f"model {name!r}: {error}") from error
-        raise as_input_error(error, hub_id or timm.get_pretrained_cfg(name).hf_hub_id or name) from error
+        raise as_input_error(error, timm.get_pretrained_cfg(name).hf_hub_id or name) from error
     if checkpoint:
         load_weights(model, checkpoint, use_ema)
     if of_this_model:
         model.pretrained_cfg.update({key: options[key] for key in PREPARED if options.get(key)})
     return model
+
+
+def _known_name(name: str) -> str:
+    """A model's name as timm writes it."""
+    try:
+        source, model_id = parse_model_name(name)
+    except ValueError as error:
+        raise InputError(f"no model named {name!r}: {error}") from error
+    if source:
+        return f"{source}:{model_id}"
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
+        raise InputError(
+            f"no model named {name!r}"
+            + (f"; did you mean {' or '.join(near)}?" if near else "; timm.list_models() lists all")
+        )
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # no such tag
+        tags = timm.list_models(f"{name.split('.')[0]}.*", include_tags=True)
+        raise InputError(f"no model named {name!r}; with tags there are {', '.join(tags) or 'none'}") from error
+    return name
+
+
+def _prepare_source(name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Check where a model is to come from; what has timm read verified safetensors, where it would take any file."""
+    source, model_id = parse_model_name(name)
+    overlay, cache_dir = kwargs.get("pretrained_cfg_overlay") or {}, kwargs.get("cache_dir")
+    to_find = kwargs.get("pretrained") and not any(overlay.get(key) for key in ELSEWHERE)
+    if source == "local-dir":
+        folder = Path(model_id)
+        if not (folder / CONFIG).is_file():
+            raise InputError(f"model {name!r}: there is no {CONFIG} in {str(folder)!r}")
+        read_config(folder / CONFIG, repr(str(folder)))
+        if to_find and (folder / WEIGHTS).is_file():
+            in_folder(folder)
+    elif source == "hf-hub" and not to_find:
+        config_on_hub(model_id, cache_dir)
+    elif source == "hf-hub":
+        found = on_hub(overlay.get("hf_hub_id") or model_id, overlay.get("hf_hub_filename"), cache_dir)
+        return {"pretrained_cfg_overlay": {**overlay, "file": str(found.file), "source": None}}
+    elif to_find and (cfg := timm.get_pretrained_cfg(name)) and cfg.hf_hub_id:
+        named = overlay.get("hf_hub_filename") or cfg.hf_hub_filename or WEIGHTS
+        safe = Path(named.replace("pytorch_model", "model")).with_suffix(".safetensors")
+        return {"pretrained_cfg_overlay": {**overlay, "hf_hub_filename": str(safe)}}
+    return {}
 
 
 _UNREADABLE = (SafetensorError, EOFError, OSError, pickle.UnpicklingError)

@@ -25,10 +25,10 @@ class Repo:
     refs: dict[str, str] = field(default_factory=dict)  # branch to commit
     lfs: set[str] = field(default_factory=set)  # names of files stored by LFS
 
-    def commit(self, files: dict[str, bytes], branch: str = "main") -> str:
-        """Add files to a branch; returns the commit's name."""
+    def commit(self, files: dict[str, bytes | None], branch: str = "main") -> str:
+        """Add files to a branch, or take away those that are None; returns the commit's name."""
         before = self.refs.get(branch, "")
-        everything = {**self.commits.get(before, {}), **files}
+        everything = {k: v for k, v in {**self.commits.get(before, {}), **files}.items() if v is not None}
         text = before + "".join(f"{k}{hashlib.sha1(v).hexdigest()}" for k, v in sorted(everything.items()))
         sha = hashlib.sha1(text.encode()).hexdigest()
         self.commits[sha] = everything
@@ -227,6 +227,8 @@ class _Handler(BaseHTTPRequestHandler):
                 elif line["key"] == "lfsFile":
                     files[value["path"]] = self.server.blobs[value["oid"]]
                     repo.lfs.add(value["path"])
+                elif line["key"] == "deletedFile":
+                    files[value["path"]] = None
             sha = repo.commit(files, revision)
         url = f"{self.server.url}/{repo_id}/commit/{sha}"
         self.answer(200, {"success": True, "commitOid": sha, "commitUrl": url})

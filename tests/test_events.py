@@ -56,7 +56,7 @@ def test_events_are_read_as_they_were_written(tmp_path):
     for name, value in zip("txyp", values, strict=True):
         assert np.array_equal(events[name], value), name
     (tmp_path / "torn_0.aedat").write_bytes(b"")
-    with pytest.raises(InputError, match="torn_0.aedat' cannot be read"):
+    with pytest.raises(InputError, match="torn_0.aedat' cannot be read.*: its first line is not #!AER-DAT2.0"):
         read_events(tmp_path / "torn_0.aedat")
 
 

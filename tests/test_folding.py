@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from snnzoo import InputError, fuse
+from snnzoo.folding import move_scales
 
 
 def trained(name, **kwargs):
@@ -71,7 +72,8 @@ def test_frames_and_steps_still_work():
     torch.testing.assert_close(fused(frames[:, 0]), model(frames[:, 0]))
 
 
-def test_refuses_what_reads_an_output_twice():
+@pytest.mark.parametrize("fold", [fuse, move_scales])
+def test_refuses_what_reads_an_output_twice(fold):
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()
@@ -82,8 +84,12 @@ def test_refuses_what_reads_an_output_twice():
             x = self.conv(x)
             return (x + self.norm(x)).mean((2, 3))
 
-    with pytest.raises(InputError, match="Twice cannot be fused"):
-        fuse(Twice(), (3, 8, 8))
+    model = Twice()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(InputError, match="Twice cannot have its norms folded: something besides"):
+        fold(model, (3, 8, 8))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.norm.weight.requires_grad
 
 
 def test_refuses_a_size_the_model_does_not_take():

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ import timm
 import torch
 import yaml
 from huggingface_hub import constants, model_info
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load, load_file, save, save_file
 
 from snnzoo import InputError, cli
 from snnzoo import hub as snnhub
@@ -285,10 +286,13 @@ def test_a_pickle_is_refused(hub):
     hub.add("me/net", {"pytorch_model.bin": pickle.dumps({"conv1.weight": 1})})
     teacher = dict(architecture="resnet18", num_classes=10, pretrained_cfg=dict(num_classes=10))
     hub.add("me/ann", {"config.json": json.dumps(teacher).encode(), "pytorch_model.bin": pickle.dumps({})})
-    for name in ("hf-hub:me/net", "hf-hub:me/ann"):
+    for name in ("hf-hub:me/net", "hf-hub:me/ann", "hf_hub:me/ann", "HF-Hub:me/ann"):
         assert "it offers pytorch_model.bin, a pickle, which could run code and is refused" in refused(name)
     with pytest.raises(InputError, match="a pickle"):
         timm.create_model("hf-hub:me/net", pretrained=True)
+    hub.add("timm/resnet18.a1_in1k", {"config.json": json.dumps(teacher).encode(), "pytorch_model.bin": b"x"})
+    with pytest.raises(InputError, match="a pickle"):
+        create_teacher("resnet18.a1_in1k", 1000)
     with pytest.raises(InputError, match=r"only \.safetensors files"):
         overlay = dict(hf_hub_id="me/net", hf_hub_filename="pytorch_model.bin")
         timm.create_model("snn_resnet20_t4", pretrained=True, pretrained_cfg_overlay=overlay)
@@ -306,7 +310,8 @@ def test_another_architecture(hub):
     assert "are of a 'snn_resnet20_t4', not of a 'snn_resnet34_t4'" in refused("snn_resnet34_t4")
     save_args = dict(pretrained_cfg_overlay=dict(hf_hub_id="snnzoo/snn_resnet34_t4.in1k", num_classes=7), num_classes=7)
     assert "not those of a snn_vgg11_t2" in refused("snn_vgg11_t2", **save_args)
-    hub.add("me/alien", {"config.json": json.dumps(dict(architecture="snn_alien", pretrained_cfg={})).encode()})
+    config = json.dumps(dict(architecture="snn_alien", pretrained_cfg={})).encode()
+    hub.add("me/alien", {"config.json": config, "model.safetensors": b""})
     assert "an architecture that is not registered here" in refused("hf-hub:me/alien")
 
 
@@ -316,6 +321,80 @@ def test_damaged_weights(hub):
     message = refused("hf-hub:me/net")
     assert "sha256" in message and "damaged; delete it and fetch it again" in message
     assert_no_pickle(hub)
+    hub.spoil = lambda data: data
+    Path(re.search(r"'(/.*)' has the sha256", message)[1]).unlink()  # more than a link to it
+    assert create_model("hf-hub:me/net", pretrained=True).num_classes == 7
+
+
+def test_damaged_weights_of_another_family(hub):
+    """As a teacher's: timm alone would load them."""
+    put(hub, "me/ann", timm.create_model("resnet18", num_classes=3))
+    assert create_teacher("hf-hub:me/ann", 3).num_classes == 3
+    put(hub, "me/ann2", timm.create_model("resnet18", num_classes=3))
+    hub.spoil = lambda data: data[:-8] + b"\x00" * 8
+    with pytest.raises(InputError, match="damaged; delete it"):
+        create_teacher("hf-hub:me/ann2", 3)
+
+
+def test_weights_that_are_not_all_there(hub):
+    """timm does not mind what is missing where the number of classes changes."""
+    put(hub, "me/net", made())
+    files = hub.repos["me/net"].commits[hub.repos["me/net"].refs["main"]]
+    weights = {k: v for k, v in load(files["model.safetensors"]).items() if k != "layer2.0.conv1.weight"}
+    config = {k: v for k, v in json.loads(files["config.json"]).items() if k != "sha256"}
+    hub.add("me/net", {"model.safetensors": save(weights), "config.json": json.dumps(config).encode()})
+    for classes in (7, 3):
+        message = refused("hf-hub:me/net", num_classes=classes)
+        assert "not those of a snn_resnet20_t4: 1 tensors are missing, 'layer2.0.conv1.weight' for one" in message
+
+
+CONFIGS = {
+    "of-transformers": (b'{"model_type": "bert"}', "'architecture'"),
+    "broken": (b"{", "not in timm's format"),
+    "list": (b"[1]", "not in timm's format"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_a_config_that_is_not_timms(name, pretrained, hub, tmp_path):
+    content, message = CONFIGS[name]
+    hub.add(f"me/{name}", {"config.json": content})
+    (tmp_path / "config.json").write_bytes(content)
+    for source in (f"hf-hub:me/{name}", f"local-dir:{tmp_path}"):
+        with pytest.raises(InputError, match=f"config.json.*not in timm's format.*{message}|{message}"):
+            create_model(source, pretrained=pretrained)
+
+
+def test_another_familys_weights_that_do_not_fit(hub):
+    config = json.dumps(dict(architecture="resnet18", num_classes=3, pretrained_cfg=dict(num_classes=3))).encode()
+    weights = save(timm.create_model("resnet34", num_classes=3).state_dict())
+    hub.add("me/other", {"config.json": config, "model.safetensors": weights})
+    assert "not those of a hf-hub:me/other" in refused("hf-hub:me/other")
+    hub.add("me/torn", {"config.json": config, "model.safetensors": weights[:-10]})
+    assert "the file may be truncated" in refused("hf-hub:me/torn")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hub:me/net", "no model named 'hub:me/net'"),
+        ("hf-hub:", "no model named 'hf-hub:'"),
+        ("me/net", "hf-hub:me/net"),
+        (r"C:\models\net", "no model named"),
+        ("hf-hub:me/a@b@c", "must be OWNER/NAME or OWNER/NAME@REVISION"),
+        ("snn_resnet20_t4.nope", "with tags there are snn_resnet20_t4.c10, snn_resnet20_t4.c100"),
+        ("local-dir:nowhere", "no config.json in 'nowhere'"),
+    ],
+)
+def test_names_that_are_none(name, message):
+    assert message in refused(name)
+
+
+def test_an_overlay_of_a_file_that_is_not_there(tmp_path):
+    overlay = dict(file=str(tmp_path / "none.safetensors"))
+    with pytest.raises(InputError, match=r"there is no file '.*none.safetensors'"):
+        timm.create_model("snn_resnet20_t4", pretrained=True, pretrained_cfg_overlay=overlay)
 
 
 def test_a_truncated_download(hub):
@@ -380,6 +459,32 @@ def test_a_dry_run_sends_nothing(hub, owner):
     assert hub.traffic == []
 
 
+def test_a_push_takes_the_old_weights_results_away(hub, owner, tmp_path):
+    model = made()
+    (tmp_path / "recipe.yaml").write_text("epochs: 3\n")
+    results = [measured(tmp_path / "r.json", model)]
+    snnhub.push(model, "me/net", license="mit", recipe=tmp_path / "recipe.yaml", results=results)
+    hub.add("me/net", {"notes.txt": b"kept"})
+    old = snnhub.pull("me/net", folder=tmp_path / "pulled")
+    assert {"results.json", "recipe.yaml"} <= {path.name for path in old.iterdir()}
+    snnhub.push(made(seed=5), "me/net", license="mit")
+    repo = hub.repos["me/net"]
+    assert set(repo.commits[repo.refs["main"]]) == {
+        ".gitattributes", "notes.txt", "README.md", "config.json", "model.safetensors"
+    }  # fmt: skip
+    with pytest.raises(InputError, match=r"has recipe.yaml, results.json, which me/net has not"):
+        snnhub.pull("me/net", folder=tmp_path / "pulled")
+    assert snnhub.pull("me/net", folder=tmp_path / "new").joinpath("model.safetensors").is_file()
+
+
+def test_a_token_with_a_newline(hub):
+    """As one that is read from a file."""
+    assert snnhub.push(made(), "me/net", license="mit", token=f" {TOKEN}\n").url
+    with pytest.raises(InputError) as error:
+        snnhub.push(made(), "me/net", license="mit", token=f"{TOKEN}\nx")
+    assert TOKEN not in str(error.value)
+
+
 def test_push_without_a_token(hub, capfd):
     with pytest.raises(InputError, match="'me/net'.*401"):
         snnhub.push(made(), "me/net", license="mit")
@@ -392,8 +497,14 @@ def test_push_without_a_token(hub, capfd):
 def test_push_refuses_what_does_not_come_back(hub, owner, monkeypatch):
     with pytest.raises(InputError, match="need a licence"):
         snnhub.push(made(), "me/net")
-    with pytest.raises(InputError, match="must be OWNER/NAME"):
-        snnhub.push(made(), "net", license="mit")
+    for repo in ("net", "me/", "me/net@v2", "me/..", "me/a b", "me/a/b"):
+        with pytest.raises(InputError, match=f"{repo!r} is not a Hub.*must be OWNER/NAME"):
+            snnhub.push(made(), repo, license="mit", dry_run=True)
+    with pytest.raises(InputError, match=r"float32, these are torch.float16: give model.float\(\)"):
+        snnhub.push(made().half(), "me/net", license="mit")
+    for other in (torch.nn.Linear(2, 2), timm.create_model("snn_resnet20_t4", features_only=True)):
+        with pytest.raises(InputError, match="is not a timm model with a classifier"):
+            snnhub.push(other, "me/net", license="mit")
     model = made()
     args = snnhub.model_args(model)
     monkeypatch.setattr(snnhub, "model_args", lambda m: {**args, "decay": 0.9} if m is model else args)
@@ -405,6 +516,54 @@ def test_push_refuses_what_does_not_come_back(hub, owner, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(InputError, match="not finite"):
         snnhub.push(broken, "me/net", license="mit", token=TOKEN)
+
+
+def test_a_push_leaves_the_model_as_it_was(hub):
+    """Frozen norms stay frozen; what torch.compile wraps is pushed as what it wraps."""
+    model = made().train()
+    model.bn1.eval()
+    pushed = snnhub.push(torch.compile(model), "me/net", license="mit", dry_run=True)
+    assert pushed.files and model.training and model.layer1.training and not model.bn1.training
+
+
+def test_push_of_folders_that_others_made(hub, owner, tmp_path, caplog):
+    """timm's own form has no sha256; a card that somebody has written stays."""
+    model = made()
+    timm.models.save_for_hf(model, tmp_path / "ts", safe_serialization=True, model_args=snnhub.model_args(model))
+    config = json.loads((tmp_path / "ts/config.json").read_text())
+    config["pretrained_cfg"].pop("license", None)
+    (tmp_path / "ts/config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"config.json': the weights need a licence"):
+        snnhub.push(tmp_path / "ts", "me/ts")
+    snnhub.pack(tmp_path / "ts", license="mit", results=[measured(tmp_path / "r.json", model)])
+    with pytest.raises(InputError, match="license: a folder is pushed as it is"):
+        snnhub.push(tmp_path / "ts", "me/ts", license="mit")
+    snnhub.push(tmp_path / "ts", "me/ts")
+    config = json.loads((tmp_path / "ts/config.json").read_text())
+    assert config["pretrained_cfg"]["license"] == "mit" and len(config["sha256"]) == 64
+    card = (snnhub.pull("me/ts") / "README.md").read_text()
+    assert 'create_model("hf-hub:me/ts", pretrained=True)' in card and "no weights yet" not in card
+    (tmp_path / "ts/README.md").write_text(card + "\n## Limitations\n")
+    snnhub.push(tmp_path / "ts", "you/ts")
+    assert (snnhub.pull("you/ts") / "README.md").read_text().endswith("## Limitations\n")
+    assert "is not the card that `snnzoo pack` makes" in caplog.text
+
+
+def test_pull_says_what_it_does_not_get(hub, owner, impatient, caplog):
+    snnhub.push(made(), "me/net", license="mit")
+    snnhub.push(made(), "me/known", license="mit")
+    create_model("hf-hub:me/net", pretrained=True)  # keeps no card
+    snnhub.pull("me/known")
+    hub.stop()
+    assert not (snnhub.pull("me/net") / "README.md").exists()
+    assert "README.md, recipe.yaml, results.json, LICENSE of me/net: not asked for" in caplog.text
+    caplog.clear()
+    assert (snnhub.pull("me/known") / "README.md").exists() and not caplog.text  # it has no recipe, as the cache knows
+    with pytest.raises(InputError, match="name one"):
+        snnhub.pull("me/net@main", "main")
+    (file := Path(constants.HF_HUB_CACHE) / "file").touch()
+    with pytest.raises(InputError, match="is a file: name a folder"):
+        snnhub.pull("me/known", folder=file)
 
 
 def test_two_pushes_at_once(hub, owner):
@@ -503,6 +662,35 @@ def test_pack_a_run_with_its_results_in_one_command(tmp_path, capsys):
     (folder / "results.json").write_text(json.dumps({**kept, "sha256": "0" * 64}))
     with pytest.raises(InputError, match="measured on other weights"):
         snnhub.pack(folder)
+
+
+def test_packing_again(tmp_path, capsys):
+    model = made()
+    folder = snnhub.pack(tmp_path / "net", model, license="apache-2.0")
+    with pytest.raises(InputError, match="no file at"):
+        snnhub.pack(folder, recipe=tmp_path / "missing.yaml")
+    assert "license: apache-2.0" in (folder / "README.md").read_text()
+    snnhub.pack(folder, license="mit")
+    assert "license: mit" in (folder / "README.md").read_text()
+    assert json.loads((folder / "config.json").read_text())["pretrained_cfg"]["license"] == "mit"
+    results = [measured(tmp_path / "r.json", model, name="hf-hub:me/snn_resnet20_t4.c10", num_steps=1)]
+    card = (snnhub.pack(folder, results=results) / "README.md").read_text()
+    assert "| 1 | 55.50 |" in card and "model-index" not in card  # nothing was measured at its own T
+    with pytest.raises(InputError, match="is a file: name a folder to pack into"):
+        snnhub.pack(tmp_path / "r.json", model, license="mit")
+    run = checkpoint_of_a_run(tmp_path / "x.pth.tar", model, teacher="local-dir:/home/somebody/a/teacher")
+    cli.main(f"pack {tmp_path / 'run'} --checkpoint {run} --license mit".split())
+    assert yaml.safe_load((tmp_path / "run/recipe.yaml").read_text())["teacher"] == "local-dir:teacher"
+    assert all(b"somebody" not in path.read_bytes() for path in (tmp_path / "run").iterdir())
+
+
+def test_what_was_an_initialisation(tmp_path):
+    ann = timm.create_model("resnet18")
+    overlay = dict(state_dict=ann.state_dict())
+    model = timm.create_model("snn_preact_resnet18_t4.ann_in1k", pretrained=True, pretrained_cfg_overlay=overlay)
+    for name in ("finetuned", "mynet.ann_v2"):
+        folder = snnhub.pack(tmp_path / name, model, license="mit")
+        assert "initialisation" not in (folder / "config.json").read_text() + (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

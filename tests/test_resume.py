@@ -184,6 +184,20 @@ def test_a_full_disk_is_one_line_wherever_it_is_met(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_file_that_fails_takes_its_folders_along(tmp_path):
+    from snnzoo.files import new_file
+
+    (tmp_path / "kept").mkdir()
+    for path in ("kept/new/newer/file", "kept/file"):
+        with pytest.raises(Killed), new_file(tmp_path / path) as temporary:
+            temporary.write_text("half")
+            raise Killed
+    assert [path.name for path in tmp_path.rglob("*")] == ["kept"]
+    with new_file(tmp_path / "new/file") as temporary:
+        temporary.write_text("whole")
+    assert (tmp_path / "new/file").read_text() == "whole"
+
+
 def test_the_best_is_in_place_before_the_last_says_so(digits, tmp_path, monkeypatch):
     """A run that dies between the two has lost neither."""
     from snnzoo import checkpoints

@@ -174,6 +174,9 @@ def read_events(path: Path) -> np.ndarray:
             events = read_aedat4(str(path))
             t, x, y, p = (events[name] for name in events.dtype.names)  # in this order, as tonic takes them
             return make_structured_array(x, y, t, p)
+        with path.open("rb") as file:
+            if not file.readline().startswith(b"#!AER-DAT2"):
+                raise ValueError("its first line is not #!AER-DAT2.0")
         version, start, *_ = read_aedat_header_from_file(str(path))
         raw = get_aer_events_from_file(str(path), version, start)
     except Exception as error:  # tonic's errors are of every kind

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,13 +33,18 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 HUB_CONFIGS = Path(next(iter(hub_configs.__path__)))
 SHIPPED = frozenset(path.parent.name for path in HUB_CONFIGS.glob(f"*/{WEIGHTS}"))
 
+# What an overlay can name, besides a Hub repository.
+ELSEWHERE = ("file", "url", "state_dict")
+
+_NO_REPOSITORY = "{!r} is not a Hub repository: it must be OWNER/NAME or OWNER/NAME@REVISION"
+
 # Suffixes of what is a pickle, or may hold one.
 PICKLES = (".bin", ".pt", ".pth", ".tar", ".pkl", ".pickle", ".ckpt")
 
 
 def organisation() -> str:
     """Whose Hub repositories ``pretrained=True`` looks for: ``SNNZOO_HUB_ORG``, or ours."""
-    return os.environ.get("SNNZOO_HUB_ORG", "snnzoo")
+    return os.environ.get("SNNZOO_HUB_ORG") or "snnzoo"
 
 
 @dataclass(frozen=True)
@@ -63,8 +69,10 @@ class Checkpoint:
         """
         expected = self.config.get("sha256")
         if expected and sha256(self.file) != expected:
+            # In the Hub's cache the name is a link, which the client would set again to the same damaged file.
+            file = str(self.file.resolve())
             raise InputError(
-                f"weights of {self.where}: {str(self.file)!r} has the sha256 {sha256(self.file)}, its {CONFIG} says "
+                f"weights of {self.where}: {file!r} has the sha256 {sha256(self.file)}, its {CONFIG} says "
                 f"{expected}: the file is damaged; delete it and fetch it again"
             )
         return self
@@ -99,16 +107,24 @@ def on_hub(hub_id: str, filename: str | None = None, cache_dir: str | Path | Non
     Raises:
         InputError: there is none, it may not be read, it is not safetensors, or it is damaged.
     """
-    repo, _, revision = hub_id.partition("@")
     filename = filename or WEIGHTS
     if not filename.endswith(".safetensors"):
         raise InputError(f"hf_hub_filename {filename!r}: from the Hub only .safetensors files are loaded")
+    commit, config = config_on_hub(hub_id, cache_dir)
+    with hub_errors(hub_id):
+        # Both files from one commit, whoever pushes in the meantime: the cache has a folder for each.
+        file = Path(hf_hub_download(hub_id.partition("@")[0], filename, revision=commit, cache_dir=cache_dir))
+    return Checkpoint(f"the Hub's {hub_id!r}", file, config).verify()
+
+
+def config_on_hub(hub_id: str, cache_dir: str | Path | None = None) -> tuple[str, dict[str, Any]]:
+    """The commit that a repository is at, and its ``config.json``; arguments and errors as of :func:`on_hub`."""
+    repo, _, revision = hub_id.partition("@")
+    if "@" in revision:
+        raise InputError(_NO_REPOSITORY.format(hub_id))
     with hub_errors(hub_id):
         path = Path(hf_hub_download(repo, CONFIG, revision=revision or None, cache_dir=cache_dir))
-        config = read_config(path, hub_id)
-        # Both files from one commit, whoever pushes in the meantime: the cache has a folder for each.
-        file = Path(hf_hub_download(repo, filename, revision=path.parent.name, cache_dir=cache_dir))
-    return Checkpoint(f"the Hub's {hub_id!r}", file, config).verify()
+    return path.parent.name, read_config(path, f"the Hub's {hub_id!r}")
 
 
 def read_config(path: Path, where: str) -> dict[str, Any]:
@@ -119,9 +135,11 @@ def read_config(path: Path, where: str) -> dict[str, Any]:
     """
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        return {"architecture": config["architecture"], "pretrained_cfg": config["pretrained_cfg"], **config}
+        return {"architecture": config["architecture"], "pretrained_cfg": config, **config}  # or timm's older form
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{CONFIG} of {where} is not in timm's format: {type(error).__name__}: {error}") from error
+        raise InputError(
+            f"{CONFIG} of {where} ({str(path.resolve())!r}) is not in timm's format: {type(error).__name__}: {error}"
+        ) from error
 
 
 def resolve(name: str, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -143,7 +161,9 @@ def resolve(name: str, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     """
     overlay = dict(kwargs.get("pretrained_cfg_overlay") or {})
     cfg = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), overlay)
-    if any(overlay.get(key) for key in ("file", "url", "state_dict")):
+    if overlay.get("file") and not Path(overlay["file"]).is_file():
+        raise InputError(f"pretrained_cfg_overlay: there is no file {str(overlay['file'])!r}")
+    if any(overlay.get(key) for key in ELSEWHERE):
         # timm would look at where the configuration came from first
         return {}, {**kwargs, "pretrained_cfg_overlay": {"source": None, **overlay}}
     own = False
@@ -212,13 +232,16 @@ def as_input_error(error: Exception, hub_id: str) -> InputError:
         )
     if isinstance(error, RevisionNotFoundError):
         return InputError(f"the Hub's {hub_id!r} has no such revision")
-    if isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled)):
+    if isinstance(error, OfflineModeIsEnabled):
+        return InputError(f"{hub_id!r}: the Hub is not asked, HF_HUB_OFFLINE is set; unset it")
+    if isinstance(error, LocalEntryNotFoundError):
         return InputError(f"the Hub cannot be reached, and the local cache does not have {hub_id!r} (or all of it)")
     if isinstance(error, EntryNotFoundError):
         return InputError(_missing(hub_id))
     if isinstance(error, HFValidationError):
-        return InputError(f"{hub_id!r} is not a Hub repository: it must be OWNER/NAME or OWNER/NAME@REVISION")
+        return InputError(_NO_REPOSITORY.format(hub_id))
     message = " ".join(f"{error} {error.__cause__ or ''}".split())[:300]
+    message = re.sub(r"Bearer [^\s'\"]+", "Bearer ***", message)
     return InputError(f"the Hub's {hub_id!r}: {type(error).__name__}: {message}")
 
 

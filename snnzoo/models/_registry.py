@@ -3,12 +3,12 @@
 import contextlib
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from timm.models import build_model_with_cfg, register_model
 from timm.models._input import update_model_args  # what timm's own models record their arguments with
-from torch import nn
+from torch import Tensor, nn
 
 from snnzoo.errors import InputError
 from snnzoo.models import _pretrained
@@ -45,6 +45,23 @@ def with_steps(name: str, steps: Sequence[int] = STEPS) -> dict[str, int]:
     return {f"{name}_t{t}": t for t in steps}
 
 
+def _all_but_classifier(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """Pretrained weights under the model's names, all there: where classes change, timm would skip what is missing."""
+    weights = checkpoint_filter_fn(state_dict, model)
+    cfg = model.pretrained_cfg
+    missing = [
+        key
+        for key in model.state_dict().keys() - weights.keys()
+        if not key.startswith(f"{cfg['classifier']}.") and not key.endswith(".num_batches_tracked")
+    ]
+    if missing:
+        raise InputError(
+            f"the pretrained weights are not those of a {cfg['architecture']}: {len(missing)} tensors are missing, "
+            f"{min(missing)!r} for one"
+        )
+    return weights
+
+
 def build(model_cls: type[nn.Module], variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """timm's ``build_model_with_cfg`` for a :class:`~snnzoo.models._base.StagedNet`.
 
@@ -62,7 +79,7 @@ def build(model_cls: type[nn.Module], variant: str, pretrained: bool = False, **
             variant,
             pretrained,
             feature_cfg=dict(feature_cls="getter", out_indices=tuple(range(len(kwargs["depths"]) + 1))),
-            pretrained_filter_fn=checkpoint_filter_fn,
+            pretrained_filter_fn=_all_but_classifier,
             **kwargs,
         )
     tag = model.pretrained_cfg.get("tag") or ""
