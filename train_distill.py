@@ -89,7 +89,8 @@ def build_data(args, model, processes):
         train.transform = data.FrameTransform(**active, time_mean=steps is None)
         val.transform = data.FrameTransform(time_mean=steps is None)
     else:
-        val.transform = create_transform(is_training=False, use_prefetcher=True, **config)
+        with as_input_error("--interpolation or --crop-pct"):
+            val.transform = create_transform(is_training=False, use_prefetcher=True, **config)
         if args.crop_padding is not None and not args.no_aug:
             train.transform = data.SmallImageTransform(
                 size, args.crop_padding, args.hflip, args.aa, args.cutout, config["mean"]
@@ -109,7 +110,7 @@ def build_data(args, model, processes):
     return batches, data.evaluation_batches(val, args.validation_batch_size or args.batch_size, **shared), facts
 
 
-def build_task(args, model, device):
+def build_task(args, model, processes):
     """The model with its loss; teacher and adapters if there is a teacher."""
     loss = create_classification_loss(smoothing=args.smoothing, soft_targets=args.mixup > 0 or args.cutmix > 0)
 
@@ -117,7 +118,7 @@ def build_task(args, model, device):
         return loss(logits.float(), target)
 
     if not args.teacher:
-        task = ClassificationTask(model, criterion, device=device, verbose=False)
+        task = ClassificationTask(model, criterion, device=processes.device, verbose=False)
     else:
         teacher = create_teacher(args.teacher, model.num_classes, model.in_chans, args.teacher_checkpoint)
         if args.dataset in data.FRAME_DATASETS:  # counts of events: nobody's weights know a scale of their own
@@ -126,11 +127,11 @@ def build_task(args, model, device):
             teacher.to(memory_format=torch.channels_last)
         task = AnnGuidedDistillationTask(
             model, teacher, criterion, branches=args.branches.split(","), alpha=args.alpha, beta=args.beta,
-            input_size=model.pretrained_cfg["input_size"], device=device,
+            input_size=model.pretrained_cfg["input_size"], device=processes.device,
         )  # fmt: skip
-    if args.sync_bn:
+    if args.sync_bn and processes.together:
         synchronise(task.get_trainable_module())
-    return task.to(device)
+    return task.to(processes.device)
 
 
 def build_training(args, task, steps, processes) -> tuple[Training, int]:
@@ -155,7 +156,7 @@ def build_training(args, task, steps, processes) -> tuple[Training, int]:
 def train_one_epoch(args, training, batches, forward, processes, progress, meters, pause) -> None:
     """From where the progress is to the epoch's end; ``pause`` is called after every optimizer step."""
     task, optimizer, scaler = training.task.train(), training.optimizer, training.scaler
-    done = first = progress.samples // batches.step_size
+    left, done = batches.left(progress.samples), 0
     begun, shown = time.perf_counter(), progress.totals
     bar = tqdm(
         desc=f"epoch {progress.epoch}", total=batches.steps * batches.step_size, initial=progress.samples, unit="img",
@@ -166,9 +167,9 @@ def train_one_epoch(args, training, batches, forward, processes, progress, meter
             if args.channels_last and images.ndim == 4:
                 images = images.contiguous(memory_format=torch.channels_last)
             # the last step of an epoch may have fewer batches than the others
-            group = min(args.grad_accum_steps, batches.steps - done // args.grad_accum_steps * args.grad_accum_steps)
+            group = min(args.grad_accum_steps, left - done // args.grad_accum_steps * args.grad_accum_steps)
             done += 1
-            completes = done % args.grad_accum_steps == 0 or done == batches.steps
+            completes = done % args.grad_accum_steps == 0 or done == left
             with nullcontext() if completes else task.no_sync():
                 result = forward(images, target)
                 loss = result["loss"] * (args.loss_grad_scale / group)
@@ -196,13 +197,13 @@ def train_one_epoch(args, training, batches, forward, processes, progress, meter
             if progress.updates % args.log_interval == 0:
                 totals = meters.totals()
                 means, shown = means_of(totals, since=shown), totals
-                speed = (done - first) * batches.step_size / (time.perf_counter() - begun)
+                speed = done * batches.step_size / (time.perf_counter() - begun)
                 bar.set_postfix(loss=f"{means['loss']:.3f}", top1=f"{means['top1']:.1f}")
                 if bar.disable and processes.is_first:
                     _logger.info(
-                        f"epoch {progress.epoch} [{done}/{batches.steps}] loss {means['loss']:.6f} top1 "
-                        f"{means['top1']:.2f} {speed:.0f} img/s ETA "
-                        f"{(batches.steps - done) * batches.step_size / speed:.0f} s"
+                        f"epoch {progress.epoch} [{batches.steps - left + done}/{batches.steps}] loss "
+                        f"{means['loss']:.6f} top1 {means['top1']:.2f} {speed:.0f} img/s ETA "
+                        f"{(left - done) * batches.step_size / speed:.0f} s"
                     )
             pause()
 
@@ -292,7 +293,7 @@ def main(argv: list[str] | None = None) -> None:
     batches, val_batches, facts = build_data(args, model, processes)
     if args.quant:
         prepare(model, processes.from_first(batches.first()[:CALIBRATION].cpu()))
-    task = build_task(args, model, processes.device)
+    task = build_task(args, model, processes)
     if isinstance(task, AnnGuidedDistillationTask):
         task.begin(batches.first())
     training, epochs = build_training(args, task, batches.steps, processes)

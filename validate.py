@@ -24,7 +24,7 @@ from snnzoo.evaluate import evaluate, logits_of
 from snnzoo.files import new_file
 from snnzoo.processes import Processes
 from snnzoo.records import versions
-from snnzoo.scripting import model_kwargs, parse_with_config, run
+from snnzoo.scripting import as_input_error, model_kwargs, parse_with_config, run
 from snnzoo.weights import create_model
 
 _logger = logging.getLogger("validate")
@@ -120,7 +120,8 @@ def measure(args: argparse.Namespace) -> list[dict]:
         frames = args.dataset in data.FRAME_DATASETS
         if frames and args.dataset == "frames" and args.num_steps:
             raise InputError(f"--num-steps: frames have their own number of steps, {dataset.num_steps}")
-        transform = create_transform(is_training=False, use_prefetcher=True, **config)
+        with as_input_error("--interpolation or --crop-pct"):
+            transform = create_transform(is_training=False, use_prefetcher=True, **config)
         dataset.transform = data.FrameTransform(time_mean=steps is None) if frames else transform
         loader = data.evaluation_batches(
             dataset, args.batch_size, model.num_classes, processes, args.workers, config["mean"], config["std"], frames

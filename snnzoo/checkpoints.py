@@ -16,11 +16,17 @@ from torch.optim import Optimizer
 
 from snnzoo.errors import InputError
 from snnzoo.files import atomic_path
+from snnzoo.meters import DIVERGED
 from snnzoo.processes import Processes
 from snnzoo.randomness import rng_state
 
 LAST, PREVIOUS, BEST = "last.pth.tar", "previous.pth.tar", "model_best.pth.tar"
 MUST_AGREE = ("model", "model_kwargs", "num_classes", "in_chans", "teacher", "branches", "opt", "quant")
+
+# Options of an optimizer, and what its parameter groups call them.
+_HYPERPARAMETERS = (
+    ("lr", "lr"), ("weight_decay", "weight_decay"), ("momentum", "momentum"), ("opt_betas", "betas"), ("opt_eps", "eps")
+)  # fmt: skip
 
 
 @dataclass
@@ -83,14 +89,19 @@ class Training:
         return state
 
     def load(self, state: dict[str, Any], progress: Progress) -> None:
-        """The reverse; the schedule follows this run's options at the checkpoint's place."""
+        """The reverse; schedule and optimizer follow this run's options from the checkpoint's place on."""
         self.task.load_checkpoint_state(state["state_dict"], state.get("task_state"))
         if self.task.has_ema():
             # a run that has only now asked for averages starts them from its weights
             key = "_ema" if "state_dict_ema" in state else ""
             averaged = state["state_dict" + key], state.get("task_state" + key)
             self.task.load_checkpoint_state(*averaged, ema=True)
+        was = state["options"]
+        changed = [key for name, key in _HYPERPARAMETERS if was.get(name) != self.options[name]]
+        asked = [{key: group[key] for key in changed if key in group} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, values in zip(self.optimizer.param_groups, asked, strict=True):
+            group.update(values)
         if self.scaler and self.scaler.state_dict_key in state:
             self.scaler.load_state_dict(state[self.scaler.state_dict_key])
         if self._plateau:
@@ -127,7 +138,8 @@ class Checkpoints:
         """Write ``last``; called by all processes.
 
         Raises:
-            InputError: the disk is full, or not to be written to; what was there is still there.
+            InputError: the disk is full, or not to be written to, or a weight is not a finite number; what was there is
+                still there.
         """
         state = self._state(progress)
         if not self._processes.is_first:
@@ -145,6 +157,9 @@ class Checkpoints:
         path, last = self.folder / f"checkpoint-{epoch}.pth.tar", self.folder / LAST
         with self._written(path, state):
             pass
+        for later in _epochs(self.folder):  # of a run that went on from here before
+            if _epoch_of(later) > epoch:
+                later.unlink(missing_ok=True)
         if progress.best_epoch == epoch:
             _link(path, self.folder / BEST)
         if last.exists():
@@ -154,7 +169,12 @@ class Checkpoints:
             old.unlink(missing_ok=True)
 
     def _state(self, progress: Progress) -> dict[str, Any]:
-        return self._training.state(progress, self._processes.gather(rng_state(self._processes.device)))
+        state = self._training.state(progress, self._processes.gather(rng_state(self._processes.device)))
+        for name, value in state["state_dict"].items():
+            # A loss need not show it: a membrane that is not a number never fires.
+            if value.is_floating_point() and not value.isfinite().all():
+                raise InputError(DIVERGED.format(repr(name)))
+        return state
 
     @contextlib.contextmanager
     def _written(self, path: Path, state: dict[str, Any]) -> Iterator[None]:
@@ -179,8 +199,11 @@ def candidates(folder: Path) -> list[Path]:
 
 def _epochs(folder: Path) -> list[Path]:
     """The epochs' checkpoints, newest first."""
-    paths = folder.glob("checkpoint-*.pth.tar")
-    return sorted(paths, key=lambda path: -int(path.name.removeprefix("checkpoint-").split(".")[0]))
+    return sorted(folder.glob("checkpoint-*.pth.tar"), key=_epoch_of, reverse=True)
+
+
+def _epoch_of(path: Path) -> int:
+    return int(path.name.removeprefix("checkpoint-").split(".")[0])
 
 
 def _link(source: Path, target: Path) -> None:

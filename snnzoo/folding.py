@@ -20,7 +20,7 @@ def fuse(model: nn.Module, input_size: tuple[int, ...] | None = None) -> nn.Modu
 
     Args:
         model: a zoo model, spiking or not, or any timm model.
-        input_size: ``(C, H, W)`` of the images, by default what the model's ``pretrained_cfg`` says.
+        input_size: ``(C, H, W)`` of the images, by default what the model and its ``pretrained_cfg`` say.
 
     Returns:
         The copy, in evaluation mode, on the model's device and in its dtype.
@@ -46,7 +46,7 @@ def move_scales(model: nn.Module, input_size: tuple[int, ...] | None = None) -> 
 
     Args:
         model: a zoo model, changed in place.
-        input_size: ``(C, H, W)`` of the images, by default what the model's ``pretrained_cfg`` says.
+        input_size: ``(C, H, W)`` of the images, by default what the model and its ``pretrained_cfg`` say.
 
     Raises:
         InputError: the model does not take images of that size, or would not be the same; then it is as it was.
@@ -73,7 +73,9 @@ def move_scales(model: nn.Module, input_size: tuple[int, ...] | None = None) -> 
 
 def _probe(model: nn.Module, input_size: tuple[int, ...] | None) -> tuple[nn.Module, Tensor]:
     """A copy of the model in float64 and in evaluation mode, and images for it."""
-    input_size = tuple(input_size or model.pretrained_cfg["input_size"])
+    if input_size is None:
+        size = model.pretrained_cfg["input_size"]
+        input_size = (getattr(model, "in_chans", size[0]), *size[1:])
     exact = copy.deepcopy(model).double().eval()
     device = next(exact.parameters()).device
     probe = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)

@@ -8,6 +8,11 @@ from torch import Tensor
 from snnzoo.errors import InputError
 from snnzoo.processes import Processes
 
+DIVERGED = (
+    "{} has become infinite or not a number: lower --lr, add --warmup-epochs or --clip-grad, or use --amp-dtype "
+    "bfloat16 in place of float16, or mend the data; the last checkpoint is from before, --resume goes on from it"
+)
+
 
 class Meters:
     """Means of an epoch's metrics over the samples of all processes; adding to them makes no host wait for a device.
@@ -44,10 +49,7 @@ class Meters:
         sums = self._processes.sum(self._sums.clone()).tolist()
         totals = dict(zip([*self._names, "samples"], sums, strict=True))
         if not math.isfinite(totals.get("loss", 0.0)):
-            raise InputError(
-                "the loss has become infinite or not a number: lower --lr, add --warmup-epochs or --clip-grad, or use "
-                "--amp-dtype bfloat16 in place of float16; the last checkpoint is from before, --resume goes on from it"
-            )
+            raise InputError(DIVERGED.format("the loss"))
         return totals
 
 

@@ -103,7 +103,7 @@ def make_parser(description: str | None = None) -> argparse.ArgumentParser:
     add("--scale", type=float, nargs=2, default=[0.08, 1.0], help="of the random resized crop")
     add("--ratio", type=float, nargs=2, default=[3 / 4, 4 / 3])
     add("--reprob", type=float, default=0.0, help="random erasing")
-    add("--remode", default="pixel")
+    add("--remode", default="pixel", choices=("pixel", "rand", "const"), help="what is put in its place")
     add("--train-interpolation", default="random")
     add("--mixup", type=float, default=0.0, metavar="ALPHA", help="mixed labels; the teacher sees the mixed images")
     add("--cutmix", type=float, default=0.0, metavar="ALPHA")
@@ -127,6 +127,18 @@ def make_parser(description: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
+_RANGES = {
+    "at least 1": (lambda x: x >= 1, "batch_size validation_batch_size epochs grad_accum_steps checkpoint_hist "
+                                     "log_interval num_classes in_chans input_size event_steps"),
+    "at least 0": (lambda x: x >= 0, "seed workers crop_padding cutout roll mixup cutmix lr min_lr warmup_lr "
+                                     "weight_decay warmup_epochs cooldown_epochs patience_epochs recovery_interval "
+                                     "color_jitter"),
+    "above 0": (lambda x: x > 0, "std crop_pct decay_epochs clip_grad loss_grad_scale"),
+    "in [0, 1]": (lambda x: 0 <= x <= 1, "hflip vflip reprob mixup_prob mixup_switch_prob model_ema_decay"),
+    "in [0, 1)": (lambda x: 0 <= x < 1, "drop smoothing momentum"),
+}  # fmt: skip
+
+
 def check_options(args: argparse.Namespace) -> None:
     """Refuse options that would do nothing beside the others.
 
@@ -140,6 +152,8 @@ def check_options(args: argparse.Namespace) -> None:
             if getattr(args, option) != defaults[option]:
                 raise InputError(f"--{option.replace('_', '-')} does nothing {because}")
 
+    if args.alpha_schedule != "fixed":
+        idle("with --alpha-schedule, which goes from 0 to 1 or back", "alpha")
     if not args.teacher:
         idle("without --teacher", "teacher_checkpoint branches alpha alpha_schedule beta")
     if args.quant:
@@ -163,10 +177,10 @@ def check_options(args: argparse.Namespace) -> None:
                 raise InputError(f"--aa {args.aa} needs --crop-padding; larger images take timm's policies")
         elif not args.no_aug:
             idle("with --crop-padding", "vflip color_jitter scale ratio train_interpolation")
-    for option in ("batch_size", "epochs", "grad_accum_steps", "checkpoint_hist", "log_interval"):
-        if getattr(args, option) < 1:
-            raise InputError(f"--{option.replace('_', '-')} must be at least 1, got {getattr(args, option)}")
-    if args.seed < 0:
-        raise InputError(f"--seed must be at least 0, got {args.seed}")
+    for text, (fits, options) in _RANGES.items():
+        for option in options.split():
+            value = getattr(args, option)
+            if value is not None and not all(map(fits, value if isinstance(value, list) else [value])):
+                raise InputError(f"--{option.replace('_', '-')} must be {text}, got {value}")
     if (args.mixup or args.cutmix) and args.batch_size % 2:
         raise InputError(f"--mixup and --cutmix mix pairs: --batch-size must be even, got {args.batch_size}")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from snnzoo import fused
 from snnzoo.current import Current, Norm, Term, sum_steps
-from snnzoo.neurons import LIFParams
+from snnzoo.neurons import LIFParams, full
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +141,8 @@ class _SumOfRates(torch.autograd.Function):
             if callable(of_batch):
                 grads += [*of_batch(grad, x, weight, mean, torch.rsqrt(var + eps)), None, None]
                 continue
+            mean, var = full(mean), full(var)
+            weight = None if weight is None else weight.to(mean.dtype)
             grads += torch.ops.aten.native_batch_norm_backward(
                 grad.to(x.dtype), x, weight, mean, var, mean, torch.rsqrt(var + eps), of_batch, eps,
                 list(ctx.needs_input_grad[3 + 5 * i : 6 + 5 * i]),
@@ -188,7 +190,7 @@ def linear(x: Signal, fc: nn.Linear) -> Signal:
     """A linear layer on a Signal ``[T, B, F]``; it is cheap, so its rate is computed, not recorded."""
     with torch.no_grad():
         steps = nn.functional.linear(x.steps, fc.weight, fc.bias)
-    return Signal(steps, nn.functional.linear(x.rate, fc.weight, fc.bias))
+    return Signal(steps, nn.functional.linear(x.rate.to(fc.weight.dtype), fc.weight, fc.bias))
 
 
 def elementwise(fn: Callable[..., Tensor], *xs: Signal) -> Signal:

@@ -4,6 +4,9 @@ import argparse
 import logging
 from datetime import datetime
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from snnzoo.checkpoints import LAST, MUST_AGREE, Progress, Training, candidates, read_checkpoint
 from snnzoo.errors import InputError
@@ -64,6 +67,11 @@ def find_checkpoints(args: argparse.Namespace, folder: Path) -> list[Path]:
     return found
 
 
+def _as_in_yaml(value: Any) -> Any:
+    """An option as a run's ``args.yaml`` has it: without tuples, and empty as none."""
+    return yaml.safe_load(yaml.safe_dump(None if value == "" else value))
+
+
 def resume(args: argparse.Namespace, folder: Path, training: Training, processes: Processes) -> Progress:
     """Restore everything from the newest checkpoint that is whole; the start of the run if ``auto`` finds none.
 
@@ -82,13 +90,14 @@ def resume(args: argparse.Namespace, folder: Path, training: Training, processes
                 raise
             _logger.warning("%s\n  going on from the one before: %s", error, older)
     for option in MUST_AGREE:
-        if state["options"].get(option) != getattr(args, option):
+        was, asked = _as_in_yaml(state["options"].get(option)), _as_in_yaml(getattr(args, option))
+        if was != asked:
             name = option.replace("_", "-")
-            raise InputError(
-                f"--resume: {str(path)!r} was written with --{name} {state['options'].get(option)}, this run has "
-                f"{getattr(args, option)}"
-            )
+            raise InputError(f"--resume: {str(path)!r} was written with --{name} {was}, this run has {asked}")
     progress = Progress(**state["progress"])
+    if state["options"]["eval_metric"] != args.eval_metric:
+        progress.best_metric = progress.best_epoch = None
+        _logger.warning("%s was judged by %s: the best is looked for anew", path, state["options"]["eval_metric"])
     if progress.samples and state["options"]["seed"] != args.seed:
         raise InputError(
             f"--resume: {str(path)!r} lies inside an epoch, whose order comes from --seed {state['options']['seed']}; "

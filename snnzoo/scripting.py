@@ -84,8 +84,9 @@ def model_kwargs(args: argparse.Namespace) -> dict[str, Any]:
         InputError: it repeats one of them.
     """
     for key in args.model_kwargs:
-        if hasattr(args, key):
-            raise InputError(f"--model-kwargs {key}=…: use --{key.replace('_', '-')}")
+        option = {"drop_rate": "drop"}.get(key, key)
+        if hasattr(args, option):
+            raise InputError(f"--model-kwargs {key}=…: use --{option.replace('_', '-')}")
     return args.model_kwargs
 
 

@@ -27,7 +27,8 @@ from snnzoo.models._pretrained import (
     read_config,
 )
 
-PREPARED = ("mean", "std", "interpolation", "crop_pct")  # how a run has prepared its images, where it was told
+# how a run has prepared its images, where it was told
+PREPARED = ("input_size", "mean", "std", "interpolation", "crop_pct")
 
 
 def create_model(name: str, checkpoint: str | Path | None = None, use_ema: bool = False, **kwargs: Any) -> nn.Module:
@@ -67,7 +68,10 @@ def create_model(name: str, checkpoint: str | Path | None = None, use_ema: bool 
     if checkpoint:
         load_weights(model, checkpoint, use_ema)
     if of_this_model:
-        model.pretrained_cfg.update({key: options[key] for key in PREPARED if options.get(key)})
+        told = {key: options[key] for key in PREPARED if options.get(key)}
+        if "input_size" in told:
+            told["input_size"] = (model.in_chans, *told["input_size"][1:])
+        model.pretrained_cfg.update(told)
     return model
 
 

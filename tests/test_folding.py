@@ -92,6 +92,11 @@ def test_refuses_what_reads_an_output_twice(fold):
     assert model.norm.weight.requires_grad
 
 
+def test_takes_the_models_own_channels():
+    model = trained("snn_resnet20_t2", in_chans=1, **SMALL).eval()
+    assert norms(fuse(model)) == 0
+
+
 def test_refuses_a_size_the_model_does_not_take():
     with pytest.raises(InputError, match="does not take images of size"):
         fuse(timm.create_model("cifar_resnet20"), (5, 32, 32))

@@ -227,6 +227,11 @@ def test_dtypes(zoo, dtype):
 def test_created_in_a_dtype(name):
     model = timm.create_model(name, dtype=torch.bfloat16, device="cpu", **narrow(name))
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    x = torch.randn(2, model.in_chans, 32, 32, dtype=torch.bfloat16)
+    logits = model.train()(x)
+    logits.sum().backward()
+    assert logits.dtype == torch.bfloat16
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     model.reset_classifier(3)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 

@@ -250,6 +250,70 @@ def test_a_loss_that_is_no_number_stops_the_run(digits, tmp_path):
         assert all(value.isfinite().all() for value in load(path)["state_dict"].values())
 
 
+@pytest.mark.parametrize("grad_method", ["rate", "bptt"])
+def test_weights_that_are_no_numbers_stop_the_run(digits, tmp_path, monkeypatch, grad_method):
+    """The loss does not show them: their neurons are silent."""
+    from snnzoo.data import TrainingBatches
+
+    epoch = TrainingBatches.epoch
+
+    def spoilt(self, number, done=0):
+        for images, target in epoch(self, number, done):
+            yield images * (float("nan") if number == 1 else 1), target
+
+    monkeypatch.setattr(TrainingBatches, "epoch", spoilt)
+    run = options(digits, tmp_path, "--epochs", 3, "--experiment", "run", "--grad-method", grad_method)
+    refuse(r"'student.*|'.*' has become infinite or not a number: .* mend the data", run)
+    assert [row["epoch"] for row in rows(tmp_path / "run")][:1] == [0]
+    for path in (tmp_path / "run").glob("*.pth.tar"):
+        assert load(path)["epoch"] == 0
+        assert all(value.isfinite().all() for value in load(path)["state_dict"].values())
+
+
+def test_a_run_goes_on_from_its_own_options(digits, tmp_path):
+    """With a tuple among them, and a teacher that was taken away."""
+    run = options(digits, tmp_path, "--experiment", "run", "--teacher", "")
+    at = run.index("--model-kwargs")
+    train_distill.main([*run[: at + 1], "depths=(1, 1, 1)", *run[at + 2 :]])
+    assert load(tmp_path / "run/last.pth.tar")["options"]["model_kwargs"]["depths"] == (1, 1, 1)
+    train_distill.main(["-c", str(tmp_path / "run/args.yaml"), "--resume", "auto", "--epochs", "2"])
+    train_distill.main([*options(digits, tmp_path, "--resume", tmp_path / "run", "--epochs", 3)])
+    assert len(rows(tmp_path / "run")) == 3
+
+
+def test_other_numbers_of_the_optimizer_are_used(digits, tmp_path):
+    fixed = ("--experiment", "run", "--sched", "none")
+    train_distill.main(options(digits, tmp_path, *fixed))
+    new = ("--lr", 0.001, "--weight-decay", 0.5, "--momentum", 0.1, "--eval-metric", "loss")
+    train_distill.main(options(digits, tmp_path, *fixed, "--resume", "auto", "--epochs", 2, *new))
+    state = load(tmp_path / "run/last.pth.tar")
+    decayed, others = sorted(state["optimizer"]["param_groups"], key=lambda group: -group["weight_decay"])
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.5, 0)
+    assert {(group["lr"], group["momentum"]) for group in (decayed, others)} == {(0.001, 0.1)}
+    assert state["progress"]["best_epoch"] == 1  # top-1 of before says nothing beside a loss
+
+
+def test_other_groups_of_batches_inside_an_epoch(digits, tmp_path, monkeypatch):
+    run = options(digits, tmp_path, "--experiment", "run", "--recovery-interval", 1)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        die_after(patch, 1)
+        train_distill.main(run)
+    # 60 of 80 images are left, in batches of 25 two and no third
+    train_distill.main([*run, "--resume", "auto", "--batch-size", "25", "--grad-accum-steps", "3"])
+    assert load(tmp_path / "run/last.pth.tar")["progress"]["updates"] == 1 + 1
+
+
+def test_epochs_that_were_gone_back_on_are_dropped(digits, tmp_path):
+    run = options(digits, tmp_path, "--experiment", "run", "--checkpoint-hist", 2)
+    train_distill.main([*run, "--epochs", "1"])
+    shutil.copy(tmp_path / "run/last.pth.tar", tmp_path / "first.pth.tar")
+    train_distill.main([*run, "--epochs", "5", "--resume", "auto"])
+    shutil.copy(tmp_path / "first.pth.tar", tmp_path / "run/first.pth.tar")
+    train_distill.main([*run, "--epochs", "3", "--resume", str(tmp_path / "run/first.pth.tar")])
+    epochs = {path.name for path in (tmp_path / "run").glob("checkpoint-*")}
+    assert epochs == {"checkpoint-1.pth.tar", "checkpoint-2.pth.tar"}
+
+
 def test_random_states_survive_a_checkpoint(tmp_path):
     import random
 

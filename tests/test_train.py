@@ -278,7 +278,18 @@ def test_samples_that_cannot_be_used(digits, tmp_path):
 def test_numbers_out_of_range(digits, tmp_path):
     for option in ("batch-size", "epochs", "grad-accum-steps", "checkpoint-hist", "log-interval"):
         refuse(f"--{option} must be at least 1, got 0", options(digits, tmp_path, f"--{option}", 0))
-    refuse("--seed must be at least 0, got -1", options(digits, tmp_path, "--seed", -1))
+    for option, value, text in (
+        ("seed", -1, "at least 0"), ("workers", -1, "at least 0"), ("crop-padding", -1, "at least 0"),
+        ("cooldown-epochs", -1, "at least 0"), ("warmup-epochs", -1, "at least 0"), ("mixup", -1, "at least 0"),
+        ("in-chans", 0, "at least 1"), ("crop-pct", 0, "above 0"), ("decay-epochs", 0, "above 0"),
+        ("std", 0, "above 0"), ("hflip", 2, r"in \[0, 1\]"), ("model-ema-decay", 2, r"in \[0, 1\]"),
+        ("drop", 2, r"in \[0, 1\)"), ("smoothing", -0.5, r"in \[0, 1\)"), ("smoothing", 1.5, r"in \[0, 1\)"),
+    ):  # fmt: skip
+        extra = ("--model-ema",) if option == "model-ema-decay" else ()
+        refuse(f"--{option} must be {text}, got", options(digits, tmp_path, *extra, f"--{option}", value))
+    refuse("--interpolation or --crop-pct does not fit: .*foo", options(digits, tmp_path, "--interpolation", "foo"))
+    refuse("read with 1 or 3 channels, the model takes 4: set --in-chans",
+           [*options(digits, tmp_path), "--in-chans", "4", "--input-size", "4", "8", "8"])  # fmt: skip
     refuse("--model-ema-decay does nothing without", options(digits, tmp_path, "--model-ema-decay", 0.5))
     refuse("--mixup-prob does nothing without", options(digits, tmp_path, "--mixup-prob", 0.5))
     refuse("--roll does nothing without event frames", options(digits, tmp_path, "--roll", 2))
@@ -363,6 +374,9 @@ def test_options_that_do_not_go_together(digits, teacher, tmp_path):
     refuse("--vflip does nothing with --crop-padding", [*run, "--vflip", "0.5"])
     refuse("--teacher-checkpoint does nothing without --teacher", [*run, "--teacher-checkpoint", "x.pth"])
     refuse("--alpha does nothing without --teacher", [*run, "--alpha", "0.7"])
+    refuse("--alpha does nothing with --alpha-schedule",
+           options(digits, tmp_path, *taught(teacher), "--alpha", "0.2", "--alpha-schedule", "rising"))  # fmt: skip
+    refuse("--model-kwargs drop_rate=…: use --drop", [*run, "--model-kwargs", "drop_rate=0.1"])
     refuse("--grad-checkpointing does nothing for rate-based", [*run, "--grad-checkpointing"])
     refuse("--opt nonsense does not fit", [*run, "--opt", "nonsense"])
     refuse("--sched nonsense does not fit", [*run, "--sched", "nonsense"])

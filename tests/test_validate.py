@@ -44,7 +44,7 @@ def test_images_are_prepared_as_in_the_run(digits, tmp_path):
     """What the run was told about its images need not be told again; what is told anew is taken."""
     told = ("--mean", 0.1, 0.2, 0.3, "--std", 0.3, 0.3, 0.4)
     train_distill.main(options(digits, tmp_path, "--experiment", "run", *told))
-    fixed = f"--data-dir {digits} --model snn_resnet20_t2 --input-size 3 8 8 --workers 0 --device cpu"
+    fixed = f"--data-dir {digits} --model snn_resnet20_t2 --workers 0 --device cpu"  # of 8x8 images, as it was
     measure = [*fixed.split(), "--checkpoint", str(tmp_path / "run" / "last.pth.tar"), "--results-file"]
     losses = []
     for number, more in enumerate(([], ["--mean", "0.5"])):
@@ -102,6 +102,8 @@ def test_bad_input(measure, tmp_path):
            [*measure, *nowhere, "--split", "vaildation"], validate.main)  # fmt: skip
     assert not list(tmp_path.glob(".*.tmp"))
     refuse("--batch-size must be at least 1, got 0", [*measure, "--batch-size", "0"], validate.main)
+    refuse("--workers must be at least 0, got -1", [*measure, "--workers", "-1"], validate.main)
+    refuse("--interpolation or --crop-pct does not fit", [*measure, "--interpolation", "foo"], validate.main)
     refuse("num_steps must be a whole number of at least 1, got 0", [*measure, "--num-steps", "2", "0"], validate.main)
     plain = tmp_path / "plain.safetensors"
     save_file(timm.create_model("snn_resnet20_t2", depths=(1, 1, 1)).state_dict(), plain)

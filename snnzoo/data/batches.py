@@ -160,7 +160,7 @@ class TrainingBatches:
         steps: batches of a whole epoch, of each process.
 
     Raises:
-        InputError: not one batch of data.
+        InputError: not one batch of data, or a negative number of workers.
     """
 
     def __init__(
@@ -200,6 +200,12 @@ class TrainingBatches:
         if self._loader.random_erasing is not None:
             self._loader.random_erasing = _SeededErasing(self._loader.random_erasing, processes.device)
 
+    def left(self, done: int) -> int:
+        """Batches of an epoch after its first ``done`` samples, of each process."""
+        if self._order is None:
+            return self.steps - done // self.step_size
+        return (len(self._data) - done) // self.step_size
+
     def epoch(self, epoch: int, done: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Images and labels, normalised and on the device, of the epoch's samples after the first ``done``."""
         self._data.epoch = epoch
@@ -233,7 +239,7 @@ def evaluation_batches(
     ``timm.task.evaluator.evaluation_sample_limit`` knows how many are real.
 
     Raises:
-        InputError: a batch size below 1.
+        InputError: a batch size below 1, or a negative number of workers.
     """
     if batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, got {batch_size}")
@@ -249,6 +255,8 @@ def evaluation_batches(
 
 
 def _loading(workers: int, frames: bool, processes: Processes) -> dict[str, Any]:
+    if workers < 0:
+        raise InputError(f"--workers must be at least 0, got {workers}")
     return dict(
         num_workers=workers,
         collate_fn=default_collate if frames else fast_collate,

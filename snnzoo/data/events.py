@@ -84,7 +84,10 @@ def read_frames(path: Path) -> Tensor:
             with content as arrays:
                 (name,) = arrays.files
                 content = arrays[name]
-        return torch.from_numpy(content.astype(np.float32))
+        frames = torch.from_numpy(content.astype(np.float32))
+        if not frames.isfinite().all():
+            raise ValueError("some of its values are infinite or not a number")
+        return frames
     except Exception as error:  # zip's, numpy's, the file system's
         raise InputError(f"frames: {str(path)!r} cannot be read as one array: {error}") from error
 

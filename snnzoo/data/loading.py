@@ -70,13 +70,15 @@ def open_dataset(
         **kwargs: as for ``create_dataset``.
 
     Raises:
-        InputError: no such folder, no images in it, or more classes than the model has.
+        InputError: no such folder, no images in it, more classes than the model has, or other channels.
     """
     where = f"dataset {name or 'folder'} at {str(root)!r}"
     if "/" not in name and not Path(root or "").exists():
         raise InputError(f"{where}: there is no such folder or file; give it with --data-dir")
     if name in FRAME_DATASETS:
         dataset = _open_frames(name, root, split, in_chans, num_steps, size)
+    elif in_chans not in (1, 3):
+        raise InputError(f"{where}: images are read with 1 or 3 channels, the model takes {in_chans}: set --in-chans")
     else:
         try:
             mode = "L" if in_chans == 1 else "RGB"

@@ -122,13 +122,17 @@ class SpikingModel(nn.Module):
     def _uses_rates(self) -> bool:
         return self.training and self.grad_method == "rate"
 
+    def _rate(self, x: TimeSeries) -> Tensor:
+        """The mean over time in the model's dtype: rates are summed up in float32 at least."""
+        return to_rate(x).to(next(self.parameters()).dtype)
+
     def forward_stem(self, x: Tensor) -> TimeSeries:
         x, num_steps = encode(x, self.in_chans, self.num_steps, self._uses_rates)
         x = hold(self.bn1(self.conv1(x)), num_steps)
         return settle(self.act1(x))
 
     def to_feature(self, x: TimeSeries) -> Tensor:
-        feature = to_rate(x)
+        feature = self._rate(x)
         if self.has_hidden_head:
             # The hidden layer's neurons need to know when the spikes came, which a rate does not say. So the map
             # takes them along; a view does, lest the series and its own rate keep each other alive.
@@ -148,5 +152,5 @@ class SpikingModel(nn.Module):
 
     def forward_pool(self, x: TimeSeries) -> Tensor:
         if not self.has_hidden_head:
-            return self.global_pool(to_rate(x))
-        return to_rate(self.head_act(self.head_fc(pool_steps(x, self.global_pool.pool_type))))
+            return self.global_pool(self._rate(x))
+        return self._rate(self.head_act(self.head_fc(pool_steps(x, self.global_pool.pool_type))))
