@@ -8,6 +8,7 @@ import pickle
 from functools import cache
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -612,12 +613,14 @@ def test_connect(connect):
 # --- bad input ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [0, -1, 2.5, None])
+@pytest.mark.parametrize("value", [0, -1, 2.5, None, True])
 def test_bad_num_steps(value):
     model = timm.create_model("snn_resnet20_t2", device="meta")
     with pytest.raises(InputError, match="num_steps must be a whole number of at least 1, got"):
         model.num_steps = value
     assert model.num_steps == 2
+    model.num_steps = np.int64(3)
+    assert type(model.num_steps) is int
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import torch.fx
@@ -104,8 +105,10 @@ class SpikingModel(nn.Module):
         self.grad_method = grad_method
 
     def __setattr__(self, name, value):
-        if name == "num_steps" and not (isinstance(value, int) and value >= 1):
-            raise InputError(f"num_steps must be a whole number of at least 1, got {value!r}")
+        if name == "num_steps":
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+                raise InputError(f"num_steps must be a whole number of at least 1, got {value!r}")
+            value = int(value)  # numpy's have no form in JSON
         if name == "grad_method":
             check_choice("grad_method", value, GRAD_METHODS)
         super().__setattr__(name, value)
