@@ -267,5 +267,6 @@ def _training(name: str, config: Mapping, recipe: Mapping, results: Mapping) -> 
         if recipe.get(key) is not None
     }
     if results.get("epoch") is not None:
-        facts["these weights"] = f"after epoch {results['epoch'] + 1} of the run"
+        average = ", averaged (`--model-ema`)" if results.get("averaged") else ""
+        facts["these weights"] = f"after epoch {results['epoch'] + 1} of the run{average}"
     return f"```\n{command}\n```\n\n{_table(facts)}\n\nAll options are in `{RECIPE}`."

@@ -74,10 +74,12 @@ class Run:
     Attributes:
         options: of the run; none if the file has none, as one of plain weights.
         epoch: the last finished one, counted from 0.
+        averaged: whether the weights taken from it are the averaged ones.
     """
 
     options: Mapping[str, Any]
     epoch: int | None = None
+    averaged: bool = False
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -117,7 +119,7 @@ def load(
     if not name:
         raise InputError(f"checkpoint {str(checkpoint)!r} does not say which model it is of: give the model's name")
     kwargs = {"grad_method": options.get("grad_method")} | kwargs
-    return create_model(name, checkpoint, use_ema, **kwargs), Run(options, epoch)
+    return create_model(name, checkpoint, use_ema, **kwargs), Run(options, epoch, use_ema)
 
 
 def model_args(model: nn.Module) -> dict[str, Any]:
@@ -205,7 +207,7 @@ def pack(
     else:
         _complete_config(folder, license)
     if measured:
-        facts = {"sha256": in_folder(folder).config["sha256"], "epoch": run.epoch}
+        facts = {"sha256": in_folder(folder).config["sha256"], "epoch": run.epoch, "averaged": run.averaged}
         write_atomically(folder / RESULTS, json.dumps(facts | measured, indent=2) + "\n")
     write_card(folder, repo)
     return folder

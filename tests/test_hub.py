@@ -653,6 +653,10 @@ def test_pack_a_run_with_its_results_in_one_command(tmp_path, capsys):
         assert words in card, words
     for path in folder.iterdir():
         assert b"somebody" not in path.read_bytes(), path
+    averaged = load_file(folder / "model.safetensors") | {"fc.bias": torch.full((7,), 0.5)}
+    torch.save(torch.load(run, weights_only=True) | {"state_dict_ema": averaged}, run)
+    cli.main(f"pack {folder} --checkpoint {run} --use-ema --results {results[0]}".split())
+    assert "after epoch 5 of the run, averaged (`--model-ema`)" in (folder / "README.md").read_text()
     # new weights: the old ones' numbers go
     cli.main(f"pack {folder} --checkpoint {checkpoint_of_a_run(run, made(seed=3))}".split())
     assert "55.50" not in (folder / "README.md").read_text() and not (folder / "results.json").exists()
