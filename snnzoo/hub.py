@@ -90,8 +90,12 @@ class Run:
             for key, value in self.options.items()
             if key not in _PERSONAL and (value or (value == 0 and value is not False))
         }
-        paths = [k for k in kept if k in _FILES_OF_WEIGHTS or str(kept[k]).startswith(_LOCAL)]
-        return kept | {k: _LOCAL * (k not in _FILES_OF_WEIGHTS) + Path(kept[k]).name for k in paths}
+        for key, value in kept.items():
+            if key in _FILES_OF_WEIGHTS:
+                kept[key] = Path(value).name
+            elif str(value).startswith(_LOCAL):
+                kept[key] = _LOCAL + Path(value).name
+        return kept
 
     @property
     def data_config(self) -> dict[str, Any]:
