@@ -138,7 +138,9 @@ def test_a_recipe_runs_on_the_digits(digits, teacher, tmp_path):
     where = f"--device cpu --data-dir {digits} --output {tmp_path} --experiment run --input-size 3 8 8 --workers 0"
     weights = f"--teacher-checkpoint {teacher} --initial-checkpoint {teacher}"
     train_distill.main(f"-c {recipe} {where} {weights} --batch-size 20 --epochs 1".split())
-    assert yaml.safe_load((tmp_path / "run/args.yaml").read_text())["model_kwargs"] == {"shortcut": "pad", "decay": 0.5}
+    assert yaml.safe_load((tmp_path / "run/args.yaml").read_text())["model_kwargs"] == {
+        "shortcut": "pad", "decay": 0.65, "detach_reset": False
+    }  # fmt: skip
     run = tmp_path / "run/model_best.pth.tar"
     model = create_model("snn_resnet20_t4", run)  # made as the run made it
     assert not any("downsample" in name for name in model.state_dict()) and model.num_steps == 4
