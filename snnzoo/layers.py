@@ -7,6 +7,7 @@ What enters neurons may be a :class:`~snnzoo.current.Current` of either, a sum s
 
 from collections.abc import Callable
 
+import torch
 from timm.layers import drop_path
 from torch import Tensor, nn
 
@@ -95,10 +96,10 @@ def hold(x: TimeSeries, num_steps: int) -> TimeSeries:
     return x.expand(num_steps, *x.shape[1:])
 
 
-def to_rate(x: TimeSeries) -> Tensor:
-    """The mean over time ``[B, ...]``, inside the graph."""
+def to_rate(x: TimeSeries, dtype: torch.dtype) -> Tensor:
+    """The mean over time ``[B, ...]``, inside the graph; in ``dtype`` where rate-based training has it in float32."""
     x = settle(x)
-    return x.rate if isinstance(x, Signal) else rate.time_mean(x)
+    return x.rate.to(dtype) if isinstance(x, Signal) else rate.time_mean(x)
 
 
 class Linear(nn.Linear):

@@ -12,28 +12,34 @@ from torchvision import datasets, transforms
 
 import snnzoo  # noqa: F401, registers the model
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("checkpoints", nargs="+")
-parser.add_argument("--data-dir", required=True)
-parser.add_argument("--output", required=True)
-args = parser.parse_args()
 
-states = [torch.load(path, weights_only=True, map_location="cpu")["state_dict"] for path in args.checkpoints]
-sums = {key: sum(state[key].double() for state in states) for key in states[0]}
-mean = {key: (total / len(states)).to(states[0][key].dtype) for key, total in sums.items()}
-model = timm.create_model("snn_resnet20_t4", shortcut="pad", decay=0.65, detach_reset=False)
-model.load_state_dict(mean)
-model.to(memory_format=torch.channels_last).train()
-for module in model.modules():
-    if isinstance(module, torch.nn.BatchNorm2d):
-        module.reset_running_stats()
-        module.momentum = None  # the plain mean over all batches
-steps = [transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
-steps.append(transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-images = datasets.ImageFolder(f"{args.data_dir}/train", transforms.Compose(steps))
-torch.manual_seed(0)
-chosen = torch.utils.data.Subset(images, torch.randperm(len(images))[:10000].tolist())
-with torch.no_grad():
-    for batch, _ in torch.utils.data.DataLoader(chosen, 250):
-        model(batch.to(memory_format=torch.channels_last))
-torch.save({"arch": "snn_resnet20_t4", "state_dict": model.state_dict()}, args.output)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", nargs="+")
+    parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--output", required=True)
+    args = parser.parse_args()
+
+    states = [torch.load(path, weights_only=True, map_location="cpu")["state_dict"] for path in args.checkpoints]
+    sums = {key: sum(state[key].double() for state in states) for key in states[0]}
+    mean = {key: (total / len(states)).to(states[0][key].dtype) for key, total in sums.items()}
+    model = timm.create_model("snn_resnet20_t4", shortcut="pad", decay=0.65, detach_reset=False)
+    model.load_state_dict(mean)
+    model.to(memory_format=torch.channels_last).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None  # the plain mean over all batches
+    steps = [transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+    steps.append(transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    images = datasets.ImageFolder(f"{args.data_dir}/train", transforms.Compose(steps))
+    torch.manual_seed(0)
+    chosen = torch.utils.data.Subset(images, torch.randperm(len(images))[:10000].tolist())
+    with torch.no_grad():
+        for batch, _ in torch.utils.data.DataLoader(chosen, 250):
+            model(batch.to(memory_format=torch.channels_last))
+    torch.save({"arch": "snn_resnet20_t4", "state_dict": model.state_dict()}, args.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -126,9 +126,7 @@ class SpikingModel(nn.Module):
         return self.training and self.grad_method == "rate"
 
     def _rate(self, x: TimeSeries) -> Tensor:
-        """The mean over time, in the model's dtype: rate-based training sums it up in float32 at least."""
-        rate = to_rate(x)
-        return rate.to(next(self.parameters()).dtype) if self._uses_rates else rate
+        return to_rate(x, next(self.parameters()).dtype)
 
     def forward_stem(self, x: Tensor) -> TimeSeries:
         x, num_steps = encode(x, self.in_chans, self.num_steps, self._uses_rates)
