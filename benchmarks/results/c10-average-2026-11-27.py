@@ -1,4 +1,4 @@
-"""The mean of several checkpoints' weights, with batch norm's statistics taken anew on 10,000 training images.
+"""The mean of several checkpoints' weights, with batch norm's statistics taken anew on training images.
 
 python c10-average-2026-11-27.py RUN/checkpoint-9.pth.tar RUN/checkpoint-10.pth.tar RUN/checkpoint-11.pth.tar \
     --data-dir DIR --output snn_resnet20_t4.c10.after-85-epochs.pth.tar
@@ -18,9 +18,12 @@ def main() -> None:
     parser.add_argument("checkpoints", nargs="+")
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--output", required=True)
+    parser.add_argument("--images", type=int, default=10000)
+    parser.add_argument("--use-ema", action="store_true", help="begin with the averaged weights")
     args = parser.parse_args()
 
-    states = [torch.load(path, weights_only=True, map_location="cpu")["state_dict"] for path in args.checkpoints]
+    key = "state_dict_ema" if args.use_ema else "state_dict"
+    states = [torch.load(path, weights_only=True, map_location="cpu")[key] for path in args.checkpoints]
     sums = {key: sum(state[key].double() for state in states) for key in states[0]}
     mean = {key: (total / len(states)).to(states[0][key].dtype) for key, total in sums.items()}
     model = timm.create_model("snn_resnet20_t4", shortcut="pad", decay=0.65, detach_reset=False)
@@ -34,7 +37,7 @@ def main() -> None:
     steps.append(transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     images = datasets.ImageFolder(f"{args.data_dir}/train", transforms.Compose(steps))
     torch.manual_seed(0)
-    chosen = torch.utils.data.Subset(images, torch.randperm(len(images))[:10000].tolist())
+    chosen = torch.utils.data.Subset(images, torch.randperm(len(images))[: args.images].tolist())
     with torch.no_grad():
         for batch, _ in torch.utils.data.DataLoader(chosen, 250):
             model(batch.to(memory_format=torch.channels_last))
