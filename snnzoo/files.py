@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,6 +73,19 @@ def write_atomically(path: str | Path, text: str) -> None:
     """Write a text file by way of a temporary name."""
     with atomic_path(path) as temporary:
         temporary.write_text(text)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file, which may be there already; by way of a temporary name.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    if not source.is_file():
+        raise InputError(f"no file at {str(source)!r}")
+    if source.resolve() != target.resolve():
+        with atomic_path(target) as temporary:
+            shutil.copyfile(source, temporary)
 
 
 def remove_leftovers(folder: Path) -> None:

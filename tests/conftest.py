@@ -95,6 +95,20 @@ def hub():
     server.stop()
 
 
+@pytest.fixture
+def owner(monkeypatch):
+    """Whoever runs the test has the token where it usually is."""
+    from hub_server import TOKEN
+
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """The client waits half a minute in all for a server that is down."""
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+
+
 @pytest.fixture(scope="session")
 def lava_python():
     """A Python that can import Lava and snnzoo; tests that ask for it are marked ``lava``."""

@@ -17,6 +17,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
+TOKEN = "hf_secret_of_the_owner"  # of somebody who may write
+
 
 @dataclass
 class Repo:
@@ -57,7 +59,7 @@ class HubServer(ThreadingHTTPServer):
         self.repos: dict[str, Repo] = {}
         self.blobs: dict[str, bytes] = {}
         self.traffic: list[tuple[str, str, bytes, bytes]] = []
-        self.tokens = {"hf_secret_of_the_owner"}
+        self.tokens = {TOKEN}
         self.conflicts = 0
         self.spoil = lambda data: data
         self.lock = threading.Lock()

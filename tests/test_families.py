@@ -19,7 +19,7 @@ LISTS = [
     ("test_export_nir", "EXPRESSIBLE"),
     ("test_finetune", "MODELS"),
     ("test_folding", "NETS"),
-    ("test_hub", "FAMILIES"),
+    ("hub_checkpoints", "FAMILIES"),
     ("test_profile", "BY_HAND"),
     ("test_profile", "FAMILIES"),
     ("test_rate", "NETS"),

@@ -1,0 +1,237 @@
+"""Checkpoints in the form of a Hub repository: packed into a folder, pushed, pulled.
+
+A folder holds ``config.json`` (timm's, with everything that makes the model again), ``model.safetensors``,
+``README.md`` (the model card), and where there are any ``recipe.yaml`` and ``results.json``. Nothing is ever pickled.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import yaml
+from safetensors.torch import save_file
+from timm.models._hub import save_config_for_hf  # the half of timm's save_for_hf that writes no weights
+from timm.models._input import get_model_args
+from timm.utils import unwrap_model
+from torch import nn
+
+from snnzoo.errors import InputError
+from snnzoo.files import atomic_path, copy, write_atomically
+from snnzoo.hub import cards
+from snnzoo.hub.cards import RECIPE, RESULTS
+from snnzoo.hub.measurements import check_measurements, read_measurements
+from snnzoo.hub.run import Run
+from snnzoo.layers import LIF
+from snnzoo.models._cfgs import INITIALISATION
+from snnzoo.models._pretrained import CONFIG, WEIGHTS, in_folder, read_config, sha256
+from snnzoo.models._spiking import SpikingModel
+from snnzoo.neurons import Surrogate
+from snnzoo.weights import create_model
+
+_logger = logging.getLogger(__name__)
+
+CARD = "README.md"
+LICENSE = "LICENSE"  # the notice that a licence wants beside the weights, where somebody has put it there
+FILES = (CONFIG, WEIGHTS, CARD, RECIPE, RESULTS, LICENSE)
+
+_NO_LICENCE = "the weights need a licence, such as license='apache-2.0': nobody may use them without"
+
+
+def model_args(model: nn.Module) -> dict[str, Any]:
+    """The arguments that make ``model`` again, with those of its neurons and what was changed since, as JSON has them.
+
+    Raises:
+        InputError: one has no form in JSON.
+    """
+    own = {"stem": model.stem} if hasattr(model, "stem") else {}
+    if isinstance(model, SpikingModel):
+        neuron = next(module.params for module in model.modules() if isinstance(module, LIF))
+        surrogate = neuron.surrogate
+        own |= dict(
+            num_steps=model.num_steps,
+            grad_method=model.grad_method,
+            decay=neuron.decay,
+            threshold=neuron.threshold,
+            reset=neuron.reset,
+            detach_reset=neuron.detach_reset,
+            surrogate=surrogate.name if surrogate == Surrogate(surrogate.name) else asdict(surrogate),
+        )
+    args = get_model_args(model, own)
+    try:
+        return json.loads(json.dumps(args))
+    except TypeError as error:
+        raise InputError(f"an argument that {type(model).__name__} was made with has no JSON form: {error}") from error
+
+
+def pack(
+    folder: str | Path,
+    model: nn.Module | None = None,
+    run: Run | None = None,
+    license: str | None = None,
+    recipe: str | Path | None = None,
+    results: Iterable[str | Path] = (),
+    teacher_results: str | Path | None = None,
+    repo: str | None = None,
+) -> Path:
+    """Write a checkpoint's folder, or complete one: config, weights, recipe, results, card.
+
+    The name of the folder, ``<model>.<tag>``, says which data set the weights are for.
+
+    Args:
+        folder: what is there stays if nothing here replaces it; new weights take old results away.
+        model: its weights and arguments; without it the folder keeps its own, or has none.
+        run: that the model is of, see :func:`snnzoo.hub.load`; its options become the recipe.
+        license: of the weights, as the Hub writes it (``apache-2.0``); needed once.
+        recipe: a YAML file of train_distill.py's options, instead of the run's.
+        results: files of ``validate.py --results-file X.json``: of these weights, then of runs with other seeds.
+        teacher_results: the same of the teacher.
+        repo: Hub repository that the card is for; ours, with the folder's name, by default.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: the licence is missing, a file is malformed, or results are of another model.
+    """
+    folder, run = Path(folder), run or Run({})
+    config = read_config(folder / CONFIG, repr(str(folder))) if (folder / CONFIG).is_file() else None
+    license = license or (config and config["pretrained_cfg"].get("license"))
+    if not license:
+        raise InputError(_NO_LICENCE)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{str(folder)!r} is a file: name a folder to pack into")
+    if model is not None:
+        model = _packable(model)
+    measured = read_measurements(list(results), teacher_results)
+    if measured:
+        check_measurements(measured, create_model(f"local-dir:{folder}", device="meta") if model is None else model)
+    folder.mkdir(parents=True, exist_ok=True)
+    if recipe:
+        copy(Path(recipe), folder / RECIPE)
+    elif run.options:
+        write_atomically(folder / RECIPE, yaml.safe_dump(run.recipe, sort_keys=False))
+    (folder / CARD).unlink(missing_ok=True)  # rather none than one with the numbers of other weights
+    if model is not None:
+        weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+        with atomic_path(folder / WEIGHTS) as temporary:
+            save_file(weights, temporary, metadata={"format": "pt"})
+            temporary.chmod(0o644)  # safetensors makes it for the owner alone
+        (folder / RESULTS).unlink(missing_ok=True)
+    if model is not None or not (folder / WEIGHTS).is_file():
+        _write_config(folder, _untrained(folder) if model is None else model, run, license)
+    else:
+        _complete_config(folder, license)
+    if measured:
+        facts = {"sha256": in_folder(folder).config["sha256"], "epoch": run.epoch, "averaged": run.averaged}
+        write_atomically(folder / RESULTS, json.dumps(facts | measured, indent=2) + "\n")
+    write_card(folder, repo)
+    return folder
+
+
+def write_card(folder: Path, repo: str | None = None) -> None:
+    """Write a folder's model card anew from what else is in it; see :func:`snnzoo.hub.cards.render`."""
+    write_atomically(folder / CARD, cards.render(folder, repo or f"snnzoo/{folder.resolve().name}"))
+
+
+def _packable(model: nn.Module) -> nn.Module:
+    """A model without what torch.compile and data parallelism wrap around it."""
+    model = unwrap_model(model)
+    if not hasattr(model, "pretrained_cfg") or not hasattr(model, "num_classes"):
+        raise InputError(f"{type(model).__name__} is not a timm model with a classifier: it cannot be made by a name")
+    other = {p.dtype for p in model.parameters()} - {torch.float32}
+    if other:
+        raise InputError(f"weights are packed in float32, these are {other.pop()}: give model.float()")
+    return model
+
+
+def _untrained(folder: Path) -> nn.Module:
+    """The model that a folder's recipe or name is of, without weights."""
+    recipe, name = cards.read_recipe(folder), folder.resolve().name
+    full = name if name in _tagged_models() else recipe.get("model", name)
+    kwargs = {key: recipe.get(key) for key in ("num_classes", "num_steps", "reset", "grad_method")}
+    if recipe.get("input_size"):
+        kwargs["in_chans"] = recipe["input_size"][0]
+    return create_model(full, device="meta", **kwargs, **recipe.get("model_kwargs", {}))
+
+
+def _write_config(folder: Path, model: nn.Module, run: Run, license: str) -> None:
+    architecture = model.pretrained_cfg["architecture"]
+    name, _, tag = folder.resolve().name.partition(".")
+    described = {"tag": tag if name == architecture and tag else None, "license": license}
+    extra: dict[str, Any] = {"pretrained_cfg": described}
+    if (folder / WEIGHTS).is_file():
+        extra["sha256"] = sha256(folder / WEIGHTS)
+    if described["tag"] and tag.startswith(INITIALISATION) and f"{architecture}.{tag}" in _tagged_models():
+        extra["initialisation"] = timm.get_pretrained_cfg(f"{architecture}.{tag}").hf_hub_id
+    elif (model.pretrained_cfg.get("tag") or "").startswith(INITIALISATION):
+        described["description"] = None  # it is no initialisation any more
+    data_config = run.data_config or Run(cards.read_recipe(folder)).data_config
+    with atomic_path(folder / CONFIG) as temporary:
+        save_config_for_hf(model, temporary, extra, model_args(model), data_config)
+
+
+def _complete_config(folder: Path, license: str) -> None:
+    """Give a folder with weights the licence, and the sha256 that other people's folders lack."""
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    described = config.get("pretrained_cfg", config)
+    if described.get("license") != license or "sha256" not in config:
+        described["license"] = license
+        config.setdefault("sha256", sha256(folder / WEIGHTS))
+        write_atomically(folder / CONFIG, json.dumps(config, indent=2))
+
+
+def _tagged_models() -> set[str]:
+    return set(timm.list_models(include_tags=True))
+
+
+def copy_packed(source: Path, folder: Path, repo: str) -> None:
+    """A folder made by pack, with a card for ``repo``; a card that somebody has written stays."""
+    license = in_folder(source).config["pretrained_cfg"].get("license")
+    if not license:
+        raise InputError(f"{str(source / CONFIG)!r}: {_NO_LICENCE} (`snnzoo pack {source} --license ID` adds it)")
+    for file in FILES:
+        if (source / file).is_file():
+            copy(source / file, folder / file)
+    _complete_config(folder, license)
+    card = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else None
+    named = card and re.search(r'"hf-hub:([^"]+)", pretrained=True', card)
+    if card is None or (named and card == cards.render(folder, named[1])):
+        write_card(folder, repo)
+    else:
+        _logger.warning("%s is not the card that `snnzoo pack` makes and is pushed as it is", source / CARD)
+
+
+@torch.no_grad()
+def validate(folder: Path, model: nn.Module | None = None) -> None:
+    """Load what a folder holds as anybody will, and compare it with the model that it was packed from.
+
+    Raises:
+        InputError: it does not load, or does not give the same outputs.
+    """
+    loaded = create_model(f"local-dir:{folder}", pretrained=True).eval()
+    config = read_config(folder / CONFIG, repr(str(folder)))
+    size = config["pretrained_cfg"]["input_size"]
+    images = torch.rand(2, *size, generator=torch.Generator().manual_seed(0))
+    outputs = loaded(images)
+    if not torch.isfinite(outputs).all():
+        raise InputError(f"the model packed in {str(folder)!r} has outputs that are not finite")
+    if model is None:
+        return
+    model = unwrap_model(model)
+    modes = {module: module.training for module in model.modules()}
+    expected = model.eval()(images.to(next(model.parameters()).device)).cpu()
+    for module, training in modes.items():
+        module.training = training  # as it was: some may be frozen
+    weights = loaded.state_dict()
+    same = all(torch.equal(value.cpu(), weights[key]) for key, value in model.state_dict().items())
+    if not same or model_args(loaded) != model_args(model) or not torch.allclose(outputs, expected, atol=1e-5):
+        raise InputError(
+            f"the model packed in {str(folder)!r} does not come back the same: outputs differ by "
+            f"{float((outputs - expected).abs().max()):.3g}; arguments {model_args(loaded)}, not {model_args(model)}"
+        )

@@ -1,0 +1,132 @@
+"""Checkpoints packed into folders, their measurements and cards; the folders that ship."""
+
+import json
+
+import pytest
+import timm
+import torch
+import yaml
+from hub_checkpoints import checkpoint_of_a_run, logits, made, measured
+from safetensors.torch import load_file
+
+from snnzoo import InputError, cli
+from snnzoo import hub as snnhub
+from snnzoo.hub import cards, packing
+from snnzoo.models._pretrained import HUB_CONFIGS
+
+
+def test_pack_a_run_with_its_results_in_one_command(tmp_path, capsys):
+    model = made()
+    run = checkpoint_of_a_run(tmp_path / "model_best.pth.tar", model)
+    results = [measured(tmp_path / f"{seed}.json", model, top1) for seed, top1 in enumerate((55.5, 54.5, 56.5))]
+    teacher = measured(tmp_path / "t.json", model, 91.73, "cifar_resnet20", num_steps=None)
+    folder = tmp_path / "snn_resnet20_t4.c10"
+    cli.main(
+        f"pack {folder} --checkpoint {run} --license apache-2.0 --results {' '.join(map(str, results))} "
+        f"--teacher-results {teacher}".split()
+    )
+    assert capsys.readouterr().out == f"{folder}\n"
+    assert {path.name for path in folder.iterdir()} == set(packing.FILES) - {packing.LICENSE}
+    loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    assert torch.equal(logits(loaded), logits(model))
+    assert list(loaded.pretrained_cfg["mean"]) == [0.1, 0.2, 0.3]  # as the run normalised its images
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    assert recipe["teacher_checkpoint"] == "teacher.safetensors" and "data_dir" not in recipe and recipe["seed"] == 42
+    assert recipe["alpha"] == 0.0 and "amp" not in recipe and "std" not in recipe
+    assert (folder / "model.safetensors").stat().st_mode & 0o777 == 0o644
+    card = (folder / "README.md").read_text()
+    metadata = yaml.safe_load(card.split("---\n")[1])
+    assert (metadata["license"], metadata["library_name"]) == ("apache-2.0", "timm")
+    assert (metadata["pipeline_tag"], metadata["datasets"]) == ("image-classification", ["uoft-cs/cifar10"])
+    assert metadata["model-index"][0]["results"][0]["metrics"][0]["value"] == 55.5
+    for words in (
+        "| 4 | 55.50 | 97.25 | 10000 | 0.125 | 0.062 |",
+        "top-1 55.50 %, standard deviation 1.00, n = 3 (55.50, 54.50, 56.50)",
+        "The teacher, `cifar_resnet20`: top-1 91.73 % on 10000 images.",
+        "LIF, decay 0.5, threshold 0.7, hard reset",
+        "python train_distill.py -c recipe.yaml --data-dir DIR --teacher-checkpoint FILE",
+        "after epoch 5 of the run",
+        "import snnzoo  # registers the model",
+    ):
+        assert words in card, words
+    for path in folder.iterdir():
+        assert b"somebody" not in path.read_bytes(), path
+    averaged = load_file(folder / "model.safetensors") | {"fc.bias": torch.full((7,), 0.5)}
+    torch.save(torch.load(run, weights_only=True) | {"state_dict_ema": averaged}, run)
+    cli.main(f"pack {folder} --checkpoint {run} --use-ema --results {results[0]}".split())
+    assert "after epoch 5 of the run, averaged (`--model-ema`)" in (folder / "README.md").read_text()
+    # new weights: the old ones' numbers go
+    cli.main(f"pack {folder} --checkpoint {checkpoint_of_a_run(run, made(seed=3))}".split())
+    assert "55.50" not in (folder / "README.md").read_text() and not (folder / "results.json").exists()
+    # numbers of other weights are refused, also behind our back
+    snnhub.pack(folder, results=results[:1])
+    kept = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps({**kept, "sha256": "0" * 64}))
+    with pytest.raises(InputError, match="measured on other weights"):
+        snnhub.pack(folder)
+
+
+def test_packing_again(tmp_path, capsys):
+    model = made()
+    folder = snnhub.pack(tmp_path / "net", model, license="apache-2.0")
+    with pytest.raises(InputError, match="no file at"):
+        snnhub.pack(folder, recipe=tmp_path / "missing.yaml")
+    assert "license: apache-2.0" in (folder / "README.md").read_text()
+    snnhub.pack(folder, license="mit")
+    assert "license: mit" in (folder / "README.md").read_text()
+    assert json.loads((folder / "config.json").read_text())["pretrained_cfg"]["license"] == "mit"
+    results = [measured(tmp_path / "r.json", model, name="hf-hub:me/snn_resnet20_t4.c10", num_steps=1)]
+    card = (snnhub.pack(folder, results=results) / "README.md").read_text()
+    assert "| 1 | 55.50 |" in card and "model-index" not in card  # nothing was measured at its own T
+    with pytest.raises(InputError, match="is a file: name a folder to pack into"):
+        snnhub.pack(tmp_path / "r.json", model, license="mit")
+    run = checkpoint_of_a_run(tmp_path / "x.pth.tar", model, teacher="local-dir:/home/somebody/a/teacher")
+    cli.main(f"pack {tmp_path / 'run'} --checkpoint {run} --license mit".split())
+    assert yaml.safe_load((tmp_path / "run/recipe.yaml").read_text())["teacher"] == "local-dir:teacher"
+    assert all(b"somebody" not in path.read_bytes() for path in (tmp_path / "run").iterdir())
+
+
+def test_what_was_an_initialisation(tmp_path):
+    ann = timm.create_model("resnet18")
+    overlay = dict(state_dict=ann.state_dict())
+    model = timm.create_model("snn_preact_resnet18_t4.ann_in1k", pretrained=True, pretrained_cfg_overlay=overlay)
+    for name in ("finetuned", "mynet.ann_v2"):
+        folder = snnhub.pack(tmp_path / name, model, license="mit")
+        assert "initialisation" not in (folder / "config.json").read_text() + (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", "not what `validate.py --results-file X.json` writes"),
+        ('{"results": [{"top1": 3}]}', "do not say images, model, num_steps, parameters, top5"),
+        (None, "results of a snn_resnet18_t4 with"),
+    ],
+)
+def test_results_that_do_not_belong(content, message, tmp_path):
+    folder = snnhub.pack(tmp_path / "net", model := made(), license="mit")
+    path = measured(tmp_path / "r.json", model, name="snn_resnet18_t4")
+    if content:
+        path.write_text(content)
+    with pytest.raises(InputError, match=message):
+        snnhub.pack(folder, results=[path])
+
+
+# --- the folders that ship --------------------------------------------------------------------------------------------
+
+FOLDERS = sorted(path for path in HUB_CONFIGS.iterdir() if path.is_dir() and path.name != "__pycache__")
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_folders_are_complete(folder):
+    """`snnzoo pack FOLDER` makes what is missing, and cards that are out of date."""
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.json", "README.md"} <= names <= set(packing.FILES)
+    assert (folder / "README.md").read_text() == cards.render(folder, f"snnzoo/{folder.name}")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architecture"] == folder.name.split(".")[0] and {"stem", "num_steps"} <= set(config["model_args"])
+    assert ("sha256" in config) == ("model.safetensors" in names)
+    if "model.safetensors" in names:
+        assert (folder / "model.safetensors").stat().st_size < 8e6
+    assert timm.create_model(f"local-dir:{folder}", device="meta").num_classes == config["num_classes"]
+    assert "recipe.yaml" in names or ".ann_" in folder.name
