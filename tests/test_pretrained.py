@@ -21,8 +21,6 @@ from snnzoo.distill.teacher import create_teacher
 from snnzoo.models._pretrained import HUB_CONFIGS, SHIPPED
 from snnzoo.weights import create_model
 
-# --- pretrained=True ------------------------------------------------------------------------------------------------
-
 
 def test_pretrained_finds_the_organisations_repository(hub, monkeypatch):
     model = made("snn_resnet34_t4", num_classes=11, decay=0.4)

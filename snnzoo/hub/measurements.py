@@ -11,7 +11,11 @@ from snnzoo.errors import InputError
 
 
 def read_measurements(paths: Sequence[str | Path], teacher_path: str | Path | None) -> dict[str, Any]:
-    """What results.json says of the measurements in these files: without how fast, and where the weights were."""
+    """What results.json says of the measurements in these files: without how fast, and where the weights were.
+
+    Raises:
+        InputError: a file is not what validate.py writes, or the teacher's stands alone.
+    """
     if not paths:
         if teacher_path:
             raise InputError("the teacher's results stand beside the student's: give those too")
@@ -47,6 +51,7 @@ def _read_file(path: str | Path) -> dict[str, Any]:
 
 
 def check_measurements(results: Mapping[str, Any], model: nn.Module) -> None:
+    """Raise :class:`InputError` unless the measurements are all of this model, and of the same numbers of steps."""
     architecture = model.pretrained_cfg["architecture"]
     parameters = sum(parameter.numel() for parameter in model.parameters())
     steps = [row["num_steps"] for row in results["runs"][0]]

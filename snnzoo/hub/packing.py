@@ -1,4 +1,4 @@
-"""Checkpoints in the form of a Hub repository: packed into a folder, pushed, pulled.
+"""Checkpoints packed into a folder that has the form of a Hub repository.
 
 A folder holds ``config.json`` (timm's, with everything that makes the model again), ``model.safetensors``,
 ``README.md`` (the model card), and where there are any ``recipe.yaml`` and ``results.json``. Nothing is ever pickled.
@@ -191,7 +191,11 @@ def _tagged_models() -> set[str]:
 
 
 def copy_packed(source: Path, folder: Path, repo: str) -> None:
-    """A folder made by pack, with a card for ``repo``; a card that somebody has written stays."""
+    """A folder made by pack, with a card for ``repo``; a card that somebody has written stays.
+
+    Raises:
+        InputError: there is no such folder, or its config names no licence.
+    """
     license = in_folder(source).config["pretrained_cfg"].get("license")
     if not license:
         raise InputError(f"{str(source / CONFIG)!r}: {_NO_LICENCE} (`snnzoo pack {source} --license ID` adds it)")
