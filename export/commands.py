@@ -173,7 +173,7 @@ def _simulate(args: argparse.Namespace) -> None:
     labels = network.metadata.get("labels")
     for file, logits in zip(files, result["logits"], strict=True):
         best = int(logits.argmax())
-        print(f"{file}: {labels[best] if labels else best}")
+        print(f"{file}: {labels[best] if labels and best < len(labels) else best}")
     first, *others = result["run"].seconds
     print(f"{network.num_steps} steps per image, {sum(others) / len(others):.2f} s a step, {first:.1f} s to start")
 

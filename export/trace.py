@@ -8,6 +8,7 @@ from typing import Any
 import timm.layers
 import torch
 import torch.nn.functional as F
+from timm.data.loader import adapt_to_chs
 from torch import fx, nn
 
 from snnzoo import layers
@@ -69,7 +70,8 @@ def trace(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> G
         name=cfg.get("architecture") or type(model).__name__,
         folded=tuple(sorted(norms - left)),
         changed=tuple(builder.changed),
-        metadata={"mean": cfg.get("mean"), "std": cfg.get("std"), "labels": cfg.get("label_names")},
+        metadata={key: cfg.get(key) and adapt_to_chs(cfg[key], input_size[0]) for key in ("mean", "std")}
+        | {"labels": cfg.get("label_names")},
     )
 
 
@@ -132,8 +134,11 @@ class _Builder:
             self._averaged.add(unique)
             if not isinstance(node, (Conv, Linear, Flatten, Add, Output)) and getattr(node, "pool", "") != "avg":
                 raise InputError(f"{name} ({node.kind}) acts on firing rates, which exist only after the last step")
+        try:
+            self._shapes[unique] = tuple(node.infer(*(self._shapes[x] for x in inputs)))
+        except ValueError as error:
+            raise InputError(f"{name} ({node.kind}): {error}") from error
         self.nodes.append(node)
-        self._shapes[unique] = tuple(node.infer(*(self._shapes[x] for x in inputs)))
         return unique
 
     def _module(self, step: fx.Node, module: nn.Module, path: str) -> str:

@@ -51,6 +51,8 @@ def new_file(path: str | Path) -> Iterator[Path]:
         try:
             if path.is_dir():
                 raise IsADirectoryError("it is a folder")
+            if path.exists() and not path.is_file():  # a rename would put a file in the place of /dev/null
+                raise OSError("it is no regular file")
             temporary = stack.enter_context(atomic_path(path))
             temporary.touch()
         except OSError as error:

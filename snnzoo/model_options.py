@@ -19,6 +19,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", help="name of a zoo model")
     add("--checkpoint", metavar="FILE", help="its weights")
+    add("--use-ema", action="store_true", help="the averaged weights of the checkpoint")
     add("--pretrained", action="store_true", help="its pretrained weights")
     add("--num-classes", type=int, metavar="N")
     add("--in-chans", type=int, metavar="N")
@@ -41,6 +42,7 @@ def make_model(args: argparse.Namespace) -> nn.Module:
     return create_model(
         args.model,
         args.checkpoint,
+        args.use_ema,
         pretrained=args.pretrained,
         in_chans=args.in_chans or (args.input_size and args.input_size[0]),
         num_classes=args.num_classes,

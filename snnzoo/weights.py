@@ -45,6 +45,8 @@ def create_model(name: str, checkpoint: str | Path | None = None, use_ema: bool 
         InputError: no such model, an argument it does not take, no pretrained weights, or none that are safetensors.
     """
     name = _known_name(name)
+    if use_ema and not checkpoint:
+        raise InputError("averaged weights are those of a training checkpoint: give its file")
     options = read_run(checkpoint)[0] if checkpoint else {}
     of_this_model = str(options.get("model")).split(".")[0] == name.split(".")[0]
     if of_this_model:

@@ -1,5 +1,6 @@
 """Other people's weights in our networks: the same weights give the same outputs."""
 
+import argparse
 import re
 
 import pytest
@@ -9,6 +10,7 @@ import torchvision
 from torch import nn
 
 from snnzoo import InputError
+from snnzoo.model_options import add_model, make_model
 from snnzoo.models._convert import checkpoint_filter_fn
 from snnzoo.weights import load_weights
 
@@ -234,3 +236,22 @@ def test_a_foreign_network_is_refused(tmp_path):
     with pytest.raises(InputError, match="does not fit SpikingSEWResNet with 1000 classes"):
         load_weights(model, tmp_path / "resnet34.pt")
     assert torch.equal(model.conv1.weight, before)
+
+
+def test_a_bias_without_a_batch_norm_is_too_many(tmp_path):
+    torch.save({"conv1.weight": torch.ones(6, 3, 5, 5), "conv1.bias": torch.ones(6)}, tmp_path / "lenet.pth")
+    with pytest.raises(InputError, match="lenet.pth' does not fit SpikingResNet with 10 classes"):
+        load_weights(timm.create_model("snn_resnet20_t4"), tmp_path / "lenet.pth")
+
+
+def test_every_command_takes_the_averaged_weights(tmp_path):
+    parser = argparse.ArgumentParser()
+    add_model(parser)
+    weights = timm.create_model("snn_resnet20_t1").state_dict()
+    averaged = weights | {"fc.bias": torch.full((10,), 0.5)}
+    torch.save({"state_dict": weights, "state_dict_ema": averaged}, tmp_path / "x.pth.tar")
+    checkpoint = ["snn_resnet20_t1", "--checkpoint", str(tmp_path / "x.pth.tar")]
+    assert make_model(parser.parse_args([*checkpoint, "--use-ema"])).fc.bias.tolist() == [0.5] * 10
+    assert make_model(parser.parse_args(checkpoint)).fc.bias.tolist() == weights["fc.bias"].tolist()
+    with pytest.raises(InputError, match="averaged weights are those of a training checkpoint: give its file"):
+        make_model(parser.parse_args(["snn_resnet20_t1", "--use-ema"]))

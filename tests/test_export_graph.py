@@ -7,6 +7,7 @@ from test_folding import trained
 from torch import nn
 
 from snnzoo import InputError, LIFParams, cli
+from snnzoo.data import data_config
 from snnzoo.export import graph as g
 from snnzoo.export.importers import lively
 from snnzoo.export.interpret import Run, interpret, watch
@@ -159,6 +160,20 @@ def test_what_acts_on_rates_is_refused():
 def test_a_wrong_size_is_refused():
     with pytest.raises(InputError, match="does not take images of size"):
         trace(timm.create_model("snn_resnet20_t2"), (5, 32, 32))
+
+
+def test_a_layer_of_another_width_is_named():
+    """The model itself takes a map as wide as it has channels."""
+    model = timm.create_model("snn_resnet20_t2", depths=(1,), channels=(8,), global_pool="")
+    with pytest.raises(InputError, match=r"fc \(linear\): weights"):
+        trace(model, (3, 8, 8))
+
+
+def test_metadata_are_of_the_models_channels():
+    """As images are normalised, whose mean the weights of one channel were made for."""
+    model = timm.create_model("snn_resnet20_t2", in_chans=1, **SMALL)
+    graph = trace(model, (1, 16, 16))
+    assert graph.metadata["mean"] == data_config({}, model, "")["mean"] == (pytest.approx(0.4734, abs=1e-4),)
 
 
 def chain(bias):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -269,6 +270,14 @@ def test_calibration_images_are_checked(images, message):
         quantize(graph_of("vgg")[0], images)
 
 
+def test_images_of_one_channel_have_one_mean():
+    model = timm.create_model("snn_resnet20_t1", depths=(1,), channels=(8,), in_chans=1)
+    images = pixels(2, 8)[:, :1]
+    assert quantize(model, images).network.metadata["mean"] == [pytest.approx(0.4734, abs=1e-4)]
+    with pytest.raises(InputError, match=r"images of 1 channels need as many means and stds, got \(0.5, 0.5\)"):
+        quantize(model, images, mean=(0.5, 0.5))
+
+
 def test_calibration_needs_an_image(tmp_path, capsys):
     command = f"export lava snn_resnet20_t1 --data-dir {tmp_path} -o {tmp_path / 'net.h5'} --calibration-images 0"
     with pytest.raises(SystemExit) as stop:
@@ -499,6 +508,31 @@ def test_mismatch_is_an_error(monkeypatch, tmp_path):
         MismatchError, match=r"fires otherwise than predicted in logits \(1\); first logits: image 0, step 0"
     ):
         simulate(tmp_path / "net.h5", images)
+
+
+def test_answers_without_a_name_are_numbers(monkeypatch, tmp_path, capsys):
+    """A network may have more outputs than its data have classes."""
+    from snnzoo.export.lava import runner
+
+    network = tiny()
+    weight = np.stack([np.zeros((2, 2, 2)), np.ones((2, 2, 2))]).astype(np.int8)
+    readout = replace(network.readout, shape=(2, 1, 1), inputs=(Synapses("a", weight),))
+    network = replace(
+        network, layers=(*network.layers[:-1], readout), metadata=network.metadata | {"labels": ["the first"]}
+    )
+    save(network, tmp_path / "net.h5")
+    Image.new("RGB", (2, 2), "white").save(tmp_path / "white.png")
+    predicted = simulate_integer(network, np.full((1, 3, 2, 2), 255, np.uint8))
+    run = runner.SimulatorRun(predicted.readout, predicted.spikes, [1.0, 1.0], "python")
+    monkeypatch.setattr(runner, "run_simulator", lambda *args: run)
+    cli.main(["simulate", str(tmp_path / "net.h5"), "--images", str(tmp_path / "white.png")])
+    assert "white.png: 1\n" in capsys.readouterr().out
+
+
+def test_files_need_h5py(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(InputError, match="need h5py: pip install 'snnzoo.lava.'"):
+        open_network(tmp_path / "net.h5")
 
 
 def test_export_needs_images():

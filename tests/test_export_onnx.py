@@ -1,6 +1,7 @@
 """ONNX files, run by onnxruntime."""
 
 import json
+import os
 import re
 import sys
 
@@ -164,6 +165,7 @@ NET = "snn_resnet20_t1 --input-size 3 8 8"
         (f"onnx {NET} --int8 -o x.onnx", "--int8 needs images to calibrate on: give --data-dir"),
         (f"onnx {NET} -o file/x.onnx", "'file/x.onnx' cannot be written .*: name another file"),
         (f"onnx {NET} -o .", "'.' cannot be written .it is a folder."),
+        (f"onnx {NET} -o pipe", "'pipe' cannot be written .it is no regular file."),
         (f"onnx {NET} --pretrained -o x.onnx", "No pretrained weights exist"),
         (f"onnx {NET} --checkpoint none.pth -o x.onnx", "no checkpoint file at 'none.pth'"),
         (f"onnx {NET} --checkpoint other.safetensors -o x.onnx", "does not fit SpikingResNet"),
@@ -178,13 +180,14 @@ def test_bad_input(tmp_path, monkeypatch, capsys, command, message):
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
+    os.mkfifo("pipe")
     save_file(timm.create_model("snn_vgg11_t1", channels=(4, 4, 4, 4)).state_dict(), "other.safetensors")
     with pytest.raises(SystemExit) as exit_info:
         cli.main(f"export {command}".split())
     assert exit_info.value.code == 2
     error = capsys.readouterr().err
     assert re.search(message, error), error
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "other.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "other.safetensors", "pipe"]
 
 
 def test_missing_extra(monkeypatch, tmp_path):

@@ -239,6 +239,10 @@ def test_commands(run, digits, tmp_path):
         ("accuracy nowhere.csv", "not what `validate.py --results-file` writes"),
         ("raster snn_resnet20_t2 --image nowhere.png --layer act1", "there is no file 'nowhere.png'"),
         ("raster snn_resnet20_t2 --image {run}/summary.csv --layer act1", "cannot be read"),
+        (
+            "raster snn_resnet20_t2 --in-chans 2 --image {run}/curves.png --layer act1",
+            "a picture has 3 channels or 1, the network takes 2: give a .npz",
+        ),
     ],
 )
 def test_bad_commands(run, tmp_path, capsys, command, match):

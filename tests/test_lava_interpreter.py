@@ -1,5 +1,6 @@
 """The search for a Python that has Lava."""
 
+import os
 import subprocess
 import sys
 
@@ -80,5 +81,8 @@ def test_order_of_the_search(tmp_path, monkeypatch):
     assert find_interpreter() == named
     given = script(tmp_path / "given", fine)
     assert find_interpreter(given) == given
+    assert find_interpreter("./given") == given  # it will be started from another folder
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert find_interpreter("given") == "given"
     with pytest.raises(InputError, match="missing: there is no such file"):
         find_interpreter(str(tmp_path / "missing"))  # what the user names is not replaced by another

@@ -86,6 +86,66 @@ def test_packing_again(tmp_path, capsys):
     assert all(b"somebody" not in path.read_bytes() for path in (tmp_path / "run").iterdir())
 
 
+def test_folders_that_timm_wrote(tmp_path):
+    folder, model = tmp_path / "theirs", made()
+    timm.models.save_for_hf(model, folder, safe_serialization=True)
+    card = (snnhub.pack(folder, license="mit") / "README.md").read_text()
+    assert "time steps T | 4" in card and "neuron" not in card  # which timm's config does not say
+    (folder / "config.json").unlink()
+    with pytest.raises(InputError, match=r"has weights and no config.json that says of which model"):
+        snnhub.pack(folder, license="mit")
+    assert (folder / "README.md").read_text() == card
+
+
+def test_what_is_refused_changes_nothing(tmp_path):
+    recipe = tmp_path / "good.yaml"
+    recipe.write_text("lr: 0.1\n")
+    folder = snnhub.pack(tmp_path / "net", made(), license="mit", recipe=recipe)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for name, content in (("list.yaml", "[1, 2]"), ("half.yaml", "lr: ["), ("kwargs.yaml", "model_kwargs: [decay=1]")):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(InputError, match=f"recipe '.*{name}' "):
+            snnhub.pack(folder, made(seed=1), recipe=tmp_path / name)
+    for kwargs, match in (
+        (dict(recipe=tmp_path / "none.yaml"), "no file at"),
+        (dict(recipe=tmp_path / "good.yaml"), "no model named 'new'"),
+        (dict(results=[measured(tmp_path / "r.json", made())], recipe=_of_a_model(tmp_path)), "'.*new' has none"),
+    ):
+        with pytest.raises(InputError, match=match):
+            snnhub.pack(tmp_path / "new", license="mit", **kwargs)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert not (tmp_path / "new").exists()
+
+
+def _of_a_model(folder):
+    """A recipe as people write it, with what the trainer takes."""
+    (folder / "recipe.yaml").write_text(
+        "model: snn_resnet20_t4\nnum-classes: 7\nin-chans: 1\nmodel-kwargs: {decay: 0.5}\nseed:\n"
+    )
+    return folder / "recipe.yaml"
+
+
+def test_a_recipe_is_read_as_the_trainer_reads_it(tmp_path):
+    folder = snnhub.pack(tmp_path / "net", license="mit", recipe=_of_a_model(tmp_path))
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["num_classes"], config["model_args"]["decay"]) == (7, 0.5)
+    assert config["pretrained_cfg"]["input_size"][0] == 1
+    (tmp_path / "recipe.yaml").write_text("model: snn_resnet20_t4\nmodel_kwargs:\n")
+    snnhub.pack(tmp_path / "empty", license="mit", recipe=tmp_path / "recipe.yaml")
+
+
+def test_the_card_of_an_ann(tmp_path):
+    folder = snnhub.pack(tmp_path / "net", model := made("cifar_resnet20"), license="mit")
+    results = [
+        measured(tmp_path / f"{i}.json", model, top1, "cifar_resnet20", num_steps=None)
+        for i, top1 in enumerate((5.0, 6.0))
+    ]
+    card = (snnhub.pack(folder, results=results) / "README.md").read_text()
+    assert "| none | 5.00 | 97.25 |" in card and "\n- top-1 5.50 %, standard deviation 0.71, n = 2" in card
+    assert "None" not in card
+    snnhub.validate(str(folder), model)
+
+
 def test_what_was_an_initialisation(tmp_path):
     ann = timm.create_model("resnet18")
     overlay = dict(state_dict=ann.state_dict())

@@ -18,6 +18,7 @@ import train_distill
 from snnzoo import InputError, cli, hub
 from snnzoo.analysis.inspection import Inspection, confusion_matrix, inspect_run
 from snnzoo.analysis.report import render
+from snnzoo.export.lava.export import export_lava
 from snnzoo.records import read_table
 
 pytest.importorskip("matplotlib")
@@ -134,6 +135,35 @@ def test_a_failed_export_is_told(run):
     assert "it is not what the model computes." in page.text
     assert "nirfailed" in page.text
     assert "0 of 1" in page.text
+
+
+def test_the_averaged_weights_of_a_run_are_looked_at(run, tmp_path):
+    """By which its best checkpoint was chosen."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    state = torch.load(run / "model_best.pth.tar", weights_only=True)
+    bias = torch.full_like(state["state_dict"]["fc.bias"], -1e4)
+    bias[3] = 1e4
+    torch.save(state | {"state_dict_ema": state["state_dict"] | {"fc.bias": bias}}, copy / "model_best.pth.tar")
+    summary = json.loads((run / "summary.json").read_text())
+    summary["options"]["model_ema"] = True
+    (copy / "summary.json").write_text(json.dumps(summary))
+    found = inspect_run(copy)
+    assert found.confusion[:, 3].sum() == 40
+    assert found.checkpoint == "model_best.pth.tar, its averaged weights"
+
+
+def test_a_loihi_export_in_the_folder_is_told(run, tmp_path):
+    """Integers are another network by their nature: there is no parity to pass or fail."""
+    pytest.importorskip("h5py")
+    copy = shutil.copytree(run, tmp_path / "run")
+    model = timm.create_model("snn_resnet20_t1", depths=(1,), channels=(8,))
+    pixels = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
+    export_lava(model, copy / "net.h5", pixels)
+    text = render(inspect_run(copy, images=8))
+    assert_offline(text)
+    page = Page(text)
+    assert "engine      lava" in page.text and "least agreement with the model" in page.text
+    assert "exports fire" not in page.text
 
 
 EVIL = '<script>alert("$x$")</script>&"\'$\\frac{$'

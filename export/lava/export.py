@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from snnzoo.data import spread
 from snnzoo.errors import InputError
 from snnzoo.export.interpret import interpret
+from snnzoo.export.lava.interpreter import need_h5py
 from snnzoo.export.lava.quantization import Quantized, quantize
 from snnzoo.export.lava.reference import IntegerRun, simulate_integer
 from snnzoo.export.lava.simulator.network import CURRENT, LoihiNetwork, load, save
@@ -53,7 +54,7 @@ def export_lava(
         InputError: a node that Loihi cannot express, weights that no scale holds, a path that cannot be written, the
             extra ``lava`` is not installed.
     """
-    _h5py()
+    need_h5py()
     with new_file(path) as temporary:
         model = copy.deepcopy(model).cpu().float().eval()
         graph = trace(model, input_size or tuple(calibration.shape[1:]))
@@ -78,14 +79,6 @@ def export_lava(
             report["accuracy"] = {"PyTorch": accuracy(model), "Loihi integers": accuracy(integers)}
     write_report(report, graph)
     return report
-
-
-def _h5py():
-    try:
-        import h5py
-    except ImportError as error:
-        raise InputError("network files of Lava need h5py: pip install 'snnzoo[lava]'") from error
-    return h5py
 
 
 def normalise(network: LoihiNetwork, images: Tensor) -> Tensor:

@@ -49,10 +49,19 @@ def find_interpreter(given: str | None = None, needs: Sequence[str] = LAVA) -> s
     )
 
 
+def need_h5py() -> None:
+    """Raise :class:`InputError` where this Python cannot read and write network files."""
+    try:
+        import h5py  # noqa: F401
+    except ImportError as error:
+        raise InputError("network files of Lava need h5py: pip install 'snnzoo[lava]'") from error
+
+
 def _candidates(given: str | None) -> list[str]:
     named = given or os.environ.get(VARIABLE)
     if named:
-        return [str(Path(named).expanduser())]
+        # a name alone is looked for in PATH; a path has to hold in the folder that the simulator is started in
+        return [str(Path.cwd() / Path(named).expanduser()) if os.sep in named else named]
     folders = dict.fromkeys([Path.cwd(), Path(__file__).resolve().parents[2]])
     own = [sys.executable] if sys.version_info[:2] == (3, 10) else []
     return own + [str(folder / _FOLDER / "bin" / "python") for folder in folders]

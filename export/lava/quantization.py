@@ -117,6 +117,8 @@ def quantize(
     mean, std = mean or graph.metadata.get("mean"), std or graph.metadata.get("std")
     if not mean or not std:
         raise InputError(f"{graph.name}: its mean and std are not known: give them as mean=…, std=…")
+    if not len(mean) == len(std) == graph.input.shape[0]:
+        raise InputError(f"images of {graph.input.shape[0]} channels need as many means and stds, got {mean} and {std}")
     for node in graph:
         if not all(tensor.isfinite().all() for tensor in node.tensors):
             raise InputError(f"{node.name} ({node.kind}) has weights that are not finite: no scale holds them")

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from snnzoo.errors import InputError
-from snnzoo.export.lava.interpreter import find_interpreter
+from snnzoo.export.lava.interpreter import find_interpreter, need_h5py
 from snnzoo.export.lava.reference import IntegerRun, simulate_integer
 from snnzoo.export.lava.simulator.network import LoihiNetwork, NetworkError, load
 
@@ -81,8 +81,9 @@ def open_network(path: str | Path, num_steps: int | None = None) -> LoihiNetwork
         num_steps: T that it has to have been written for; any if None.
 
     Raises:
-        InputError: no such file, a damaged one, one of another version or for another T.
+        InputError: no such file, a damaged one, one of another version or for another T; h5py is not installed.
     """
+    need_h5py()
     try:
         network = load(path)
     except NetworkError as error:

@@ -36,7 +36,7 @@ class Inspection:
         options: of the run.
         summary: the content of ``summary.json``, empty for a run without.
         rows: of ``summary.csv``.
-        checkpoint: name of the file that was looked at.
+        checkpoint: name of the file that was looked at, and which weights of it.
         classes: their names by label, empty where the data have none.
         confusion: ``[N, N]`` counts, by true label and answer.
         profile: of the model on validation images.
@@ -83,7 +83,6 @@ def inspect_run(
     if checkpoint is None:
         found.missing["activity"] = f"The folder has no checkpoint ({BEST} or {LAST})."
         return found
-    found.checkpoint = checkpoint.name
     try:
         _look(found, checkpoint, data_dir, images, deploy)
     except InputError as error:
@@ -94,7 +93,9 @@ def inspect_run(
 
 
 def _look(found: Inspection, checkpoint: Path, data_dir: str | None, images: int | None, deploy: Deploy | None) -> None:
-    model, _ = hub.load(checkpoint)
+    averaged = bool(found.options.get("model_ema"))  # by which the best checkpoint was chosen, then
+    model, _ = hub.load(checkpoint, use_ema=averaged)
+    found.checkpoint = f"{checkpoint.name}, its averaged weights" if averaged else checkpoint.name
     options = {"dataset": "", "val_split": "validation", **found.options, "batch_size": 64}
     if data_dir:
         options["data_dir"] = data_dir

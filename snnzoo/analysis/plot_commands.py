@@ -118,6 +118,8 @@ def _raster(args: argparse.Namespace):
         raise InputError(f"--image: there is no file {args.image!r}")
     if path.suffix in (".npy", ".npz"):
         return draw_raster(record(model, read_frames(path), args.layer), title=path.name)
+    if model.in_chans not in (1, 3):
+        raise InputError(f"--image: a picture has 3 channels or 1, the network takes {model.in_chans}: give a .npz")
     config = data.data_config({"input_size": args.input_size}, model, "")
     try:
         with Image.open(path) as file:

@@ -94,9 +94,10 @@ def _tiles(found: Inspection) -> str:
         if totals["firing_rate"] is not None:
             tiles.append((f"{100 * totals['firing_rate']:.1f} %", "of the neurons fire at a step"))
         tiles.append((f"{totals['energy_uj']:.3g} µJ", f"an image; the ANN {totals['ann_energy_uj']:.3g} µJ"))
-    if found.deploy:
-        passed = sum(_passed(report) for report in found.deploy)
-        tiles.append((f"{passed} of {len(found.deploy)}", "exports fire the model's spikes"))
+    compared = [report for report in found.deploy if report["parity"]]
+    if compared:
+        passed = sum(_passed(report) for report in compared)
+        tiles.append((f"{passed} of {len(compared)}", "exports fire the model's spikes"))
     boxes = "".join(f'<div class="tile"><b>{escape(n)}</b><span>{escape(what)}</span></div>' for n, what in tiles)
     return f'<div class="tiles">{boxes}</div>'
 
@@ -186,9 +187,13 @@ def _energy(found: Inspection) -> str:
 
 
 def _deployment(found: Inspection) -> str:
-    rows = []
+    rows, others = [], ""
     for report in found.deploy:
         parity = report["parity"]
+        if parity is None:  # integers of a chip: another network by its nature, and what it loses is in its summary
+            summary = "\n".join([f"engine      {report['target']}", *report.get("summary", [])])
+            others += f'<div class="wide"><pre>{escape(summary)}</pre></div>'
+            continue
         rows.append(
             (
                 str(report["target"]),
@@ -202,10 +207,10 @@ def _deployment(found: Inspection) -> str:
         )
     head = ("engine", "parity", "images", "chances to fire", "neurons that fire otherwise",
             "logits differ by, of the largest", "same answer")  # fmt: skip
-    text = _table(head, rows, numbers=(2, 3, 5, 6)) if rows else ""
+    text = (_table(head, rows, numbers=(2, 3, 5, 6)) if rows else "") + others
     if found.missing.get("deploy"):
         text += _note(found.missing["deploy"])
-    elif not rows:
+    elif not text:
         text += _note(found.missing.get("activity", "There is no export in the run's folder."))
     return text
 

@@ -76,7 +76,7 @@ def render(folder: Path, repo: str) -> str:
         InputError: a file is missing or malformed, or the results are of other weights.
     """
     config = read_config(folder / CONFIG, repr(str(folder)))
-    recipe, results = read_recipe(folder), read_results(folder)
+    recipe, results = read_recipe(folder / RECIPE), read_results(folder)
     if results and results["sha256"] != config.get("sha256"):
         raise InputError(f"{str(folder / RESULTS)!r} was measured on other weights than {str(folder)!r} holds")
     name, has_weights = repo.split("/")[-1], (folder / WEIGHTS).is_file()
@@ -92,20 +92,19 @@ def render(folder: Path, repo: str) -> str:
     )
 
 
-def read_recipe(folder: Path) -> dict[str, Any]:
-    """The options in a folder's ``recipe.yaml``, none if there is no such file.
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The options in a recipe, as train_distill.py's ``--config`` takes them; none if there is no such file.
 
     Raises:
         InputError: it does not hold options.
     """
-    path = folder / RECIPE
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
     except yaml.YAMLError as error:
         raise InputError(f"recipe {str(path)!r} cannot be read: {error}") from error
-    if not isinstance(recipe, dict):
-        raise InputError(f"recipe {str(path)!r} must hold 'option: value' lines")
-    return recipe
+    if not isinstance(recipe, dict) or not isinstance(recipe.get("model_kwargs") or {}, dict):
+        raise InputError(f"recipe {str(path)!r} must hold 'option: value' lines, and model_kwargs a mapping")
+    return {str(key).replace("-", "_"): value for key, value in recipe.items() if value is not None}
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -188,14 +187,13 @@ def _facts(config: Mapping) -> dict[str, Any]:
     args, cfg = config.get("model_args", {}), config["pretrained_cfg"]
     facts = {"architecture": f"`{config['architecture']}`"}
     if "num_steps" in args:
+        facts["time steps T"] = args["num_steps"]
+    if "surrogate" in args:  # in what pack writes; timm's save_for_hf knows no neurons
         surrogate = args["surrogate"]
         if isinstance(surrogate, dict):
             surrogate = f"{surrogate['name']}, alpha {surrogate['alpha']}"
-        facts |= {
-            "time steps T": args["num_steps"],
-            "neuron": f"LIF, decay {args['decay']}, threshold {args['threshold']}, {args['reset']} reset",
-            "surrogate": surrogate,
-        }
+        facts["neuron"] = f"LIF, decay {args['decay']}, threshold {args['threshold']}, {args['reset']} reset"
+        facts["surrogate"] = surrogate
     facts |= {
         "stem": args.get("stem"),
         "input": "x".join(map(str, cfg["input_size"])),
@@ -217,7 +215,7 @@ def _results(results: Mapping) -> str:
     head = ["T", "top-1 %", "top-5 %", "images", *(f"rate {key.removeprefix('rate_')}" for key in stages)]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in runs[0]:
-        cells = [row["num_steps"], f"{row['top1']:.2f}", f"{row['top5']:.2f}", row["images"]]
+        cells = [row["num_steps"] or "none", f"{row['top1']:.2f}", f"{row['top5']:.2f}", row["images"]]
         cells += [f"{row[key]:.3f}" for key in stages]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     text = "\n".join(lines) + "\n\nMeasured with `validate.py` on the weights in this repository."
@@ -227,8 +225,9 @@ def _results(results: Mapping) -> str:
         text += "\n\nOver runs that differ in their seed, the first of them the one here:\n"
         for rows in zip(*runs, strict=True):
             values = [row["top1"] for row in rows]
+            steps = f"T = {rows[0]['num_steps']}: " if rows[0]["num_steps"] else ""
             text += (
-                f"\n- T = {rows[0]['num_steps']}: top-1 {mean(values):.2f} %, standard deviation {stdev(values):.2f}, "
+                f"\n- {steps}top-1 {mean(values):.2f} %, standard deviation {stdev(values):.2f}, "
                 f"n = {len(values)} ({', '.join(f'{value:.2f}' for value in values)})"
             )
     if teacher := results.get("teacher"):

@@ -7,7 +7,7 @@ A folder holds ``config.json`` (timm's, with everything that makes the model aga
 import json
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from snnzoo.models._cfgs import INITIALISATION
 from snnzoo.models._pretrained import CONFIG, WEIGHTS, in_folder, read_config, sha256
 from snnzoo.models._spiking import SpikingModel
 from snnzoo.neurons import Surrogate
-from snnzoo.weights import create_model
+from snnzoo.weights import create_model, made_with
 
 _logger = logging.getLogger(__name__)
 
@@ -106,11 +106,18 @@ def pack(
         raise InputError(_NO_LICENCE)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{str(folder)!r} is a file: name a folder to pack into")
-    if model is not None:
-        model = _packable(model)
+    options, has_weights = _recipe(folder, run, recipe), model is not None or (folder / WEIGHTS).is_file()
+    if model is None and has_weights and config is None:
+        raise InputError(f"{str(folder)!r} has weights and no {CONFIG} that says of which model: give the checkpoint")
+    described = _packable(model) if model is not None else None if has_weights else _untrained(folder, options)
+    arguments = None if described is None else model_args(described)
     measured = read_measurements(list(results), teacher_results)
+    if measured and not has_weights:
+        raise InputError(f"results are of weights, and {str(folder)!r} has none: give the checkpoint")
     if measured:
-        check_measurements(measured, create_model(f"local-dir:{folder}", device="meta") if model is None else model)
+        of = create_model(f"local-dir:{folder}", device="meta") if described is None else described
+        check_measurements(measured, of)
+    # everything has been read: from here on it is written
     folder.mkdir(parents=True, exist_ok=True)
     if recipe:
         copy(Path(recipe), folder / RECIPE)
@@ -118,13 +125,13 @@ def pack(
         write_atomically(folder / RECIPE, yaml.safe_dump(run.recipe, sort_keys=False))
     (folder / CARD).unlink(missing_ok=True)  # rather none than one with the numbers of other weights
     if model is not None:
-        weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+        weights = {key: value.detach().cpu().contiguous() for key, value in described.state_dict().items()}
         with atomic_path(folder / WEIGHTS) as temporary:
             save_file(weights, temporary, metadata={"format": "pt"})
             temporary.chmod(0o644)  # safetensors makes it for the owner alone
         (folder / RESULTS).unlink(missing_ok=True)
-    if model is not None or not (folder / WEIGHTS).is_file():
-        _write_config(folder, _untrained(folder) if model is None else model, run, license)
+    if described is not None:
+        _write_config(folder, described, arguments, run.data_config or Run(options).data_config, license)
     else:
         _complete_config(folder, license)
     if measured:
@@ -150,17 +157,25 @@ def _packable(model: nn.Module) -> nn.Module:
     return model
 
 
-def _untrained(folder: Path) -> nn.Module:
+def _recipe(folder: Path, run: Run, given: str | Path | None) -> Mapping[str, Any]:
+    """The options of the recipe that a folder will have."""
+    if given is None and run.options:
+        return run.recipe
+    if given is not None and not Path(given).is_file():
+        raise InputError(f"no file at {str(given)!r}")
+    return cards.read_recipe(folder / RECIPE if given is None else Path(given))
+
+
+def _untrained(folder: Path, recipe: Mapping[str, Any]) -> nn.Module:
     """The model that a folder's recipe or name is of, without weights."""
-    recipe, name = cards.read_recipe(folder), folder.resolve().name
+    name = folder.resolve().name
     full = name if name in _tagged_models() else recipe.get("model", name)
-    kwargs = {key: recipe.get(key) for key in ("num_classes", "num_steps", "reset", "grad_method")}
-    if recipe.get("input_size"):
-        kwargs["in_chans"] = recipe["input_size"][0]
-    return create_model(full, device="meta", **kwargs, **recipe.get("model_kwargs", {}))
+    return create_model(full, device="meta", grad_method=recipe.get("grad_method"), **made_with(recipe))
 
 
-def _write_config(folder: Path, model: nn.Module, run: Run, license: str) -> None:
+def _write_config(
+    folder: Path, model: nn.Module, arguments: dict[str, Any], data_config: Mapping[str, Any], license: str
+) -> None:
     architecture = model.pretrained_cfg["architecture"]
     name, _, tag = folder.resolve().name.partition(".")
     described = {"tag": tag if name == architecture and tag else None, "license": license}
@@ -171,9 +186,8 @@ def _write_config(folder: Path, model: nn.Module, run: Run, license: str) -> Non
         extra["initialisation"] = timm.get_pretrained_cfg(f"{architecture}.{tag}").hf_hub_id
     elif (model.pretrained_cfg.get("tag") or "").startswith(INITIALISATION):
         described["description"] = None  # it is no initialisation any more
-    data_config = run.data_config or Run(cards.read_recipe(folder)).data_config
     with atomic_path(folder / CONFIG) as temporary:
-        save_config_for_hf(model, temporary, extra, model_args(model), data_config)
+        save_config_for_hf(model, temporary, extra, arguments, data_config)
 
 
 def _complete_config(folder: Path, license: str) -> None:
@@ -212,14 +226,14 @@ def copy_packed(source: Path, folder: Path, repo: str) -> None:
 
 
 @torch.no_grad()
-def validate(folder: Path, model: nn.Module | None = None) -> None:
+def validate(folder: str | Path, model: nn.Module | None = None) -> None:
     """Load what a folder holds as anybody will, and compare it with the model that it was packed from.
 
     Raises:
         InputError: it does not load, or does not give the same outputs.
     """
     loaded = create_model(f"local-dir:{folder}", pretrained=True).eval()
-    config = read_config(folder / CONFIG, repr(str(folder)))
+    config = read_config(Path(folder) / CONFIG, repr(str(folder)))
     size = config["pretrained_cfg"]["input_size"]
     images = torch.rand(2, *size, generator=torch.Generator().manual_seed(0))
     outputs = loaded(images)

@@ -47,7 +47,8 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
         bias = renamed.get(f"{name}.bias")
         if isinstance(module, nn.Conv2d) and module.bias is None and bias is not None:
             norm = name.replace("downsample.0", "downsample.1") if "downsample" in name else _norm_of(name)
-            renamed[f"{norm}.running_mean"] = renamed[f"{norm}.running_mean"] - renamed.pop(f"{name}.bias")
+            if f"{norm}.running_mean" in renamed:  # otherwise loading says that there is one bias too many
+                renamed[f"{norm}.running_mean"] = renamed[f"{norm}.running_mean"] - renamed.pop(f"{name}.bias")
     return renamed
 
 
