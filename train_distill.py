@@ -35,9 +35,9 @@ from snnzoo.evaluate import evaluate, logits_of
 from snnzoo.export.lava.finetune import prepare
 from snnzoo.interruption import Interruption, Stopped
 from snnzoo.meters import Meters, means_of
-from snnzoo.options import check_options, make_parser
+from snnzoo.options import check_options, make_parser, record_inherited
 from snnzoo.processes import Processes
-from snnzoo.randomness import seed_all, seed_of
+from snnzoo.randomness import host_rng_preserved, seed_all, seed_of
 from snnzoo.records import Records
 from snnzoo.runs import open_run_dir, resume
 from snnzoo.scripting import as_input_error, model_kwargs, parse_with_config, run
@@ -49,10 +49,9 @@ CALIBRATION = 64  # images that --quant chooses its scales on
 
 
 def build_student(args) -> torch.nn.Module:
-    model = create_model(
+    make = partial(
+        create_model,
         args.model,
-        args.initial_checkpoint,
-        pretrained=args.pretrained,
         num_classes=args.num_classes,
         in_chans=args.in_chans or (args.input_size and args.input_size[0]),
         drop_rate=args.drop,
@@ -61,6 +60,10 @@ def build_student(args) -> torch.nn.Module:
         reset=args.reset,
         **model_kwargs(args),
     )
+    model = make(checkpoint=args.initial_checkpoint, pretrained=args.pretrained)
+    if args.initial_checkpoint or args.pretrained:
+        with host_rng_preserved():
+            record_inherited(args, model, make())
     if args.grad_checkpointing:
         if getattr(model, "grad_method", None) == "rate":
             raise InputError("--grad-checkpointing does nothing for rate-based backpropagation: it keeps no steps to "

@@ -21,7 +21,9 @@ from snnzoo.processes import Processes
 from snnzoo.randomness import rng_state
 
 LAST, PREVIOUS, BEST = "last.pth.tar", "previous.pth.tar", "model_best.pth.tar"
-MUST_AGREE = ("model", "model_kwargs", "num_classes", "in_chans", "teacher", "branches", "opt", "quant")
+MUST_AGREE = (
+    "model", "model_kwargs", "num_classes", "in_chans", "num_steps", "reset", "teacher", "branches", "opt", "quant"
+)  # fmt: skip
 
 # Options of an optimizer, and what its parameter groups call them.
 _HYPERPARAMETERS = (
