@@ -233,6 +233,23 @@ def test_auto_begins_where_nothing_has_begun(digits, tmp_path):
     refuse("--resume: no checkpoint file at", options(digits, tmp_path, "--resume", tmp_path))
 
 
+def test_a_checkpoint_that_is_not_there_is_not_another_one(digits, tmp_path):
+    """And nothing is made for it: no folder, no log."""
+    train_distill.main(options(digits, tmp_path, "--experiment", "run"))
+    before = sorted(tmp_path.rglob("*"))
+    there = "there is checkpoint-0.pth.tar, last.pth.tar, model_best.pth.tar"
+    for what, said in (
+        ("run/checkpoint-4.pth.tar", there), ("run/model_bst.pth.tar", there), ("rnu", "there is no checkpoint"),
+        ("rnu/last.pth.tar", "there is no checkpoint"),
+    ):  # fmt: skip
+        for more in ((), ("--experiment", "other")):
+            run = options(digits, tmp_path, "--epochs", 2, "--resume", tmp_path / what, *more)
+            refuse(f"--resume: no checkpoint file at '.*{what}'; .*{said}", run)
+    assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / "run/last.pth.tar").unlink()
+    train_distill.main(options(digits, tmp_path, "--epochs", 2, "--resume", tmp_path / "run/last.pth.tar"))
+
+
 def test_an_epochs_order_cannot_change_inside_it(digits, teacher, tmp_path, monkeypatch):
     run = options(digits, tmp_path, "--experiment", "run", "--recovery-interval", 1)
     with monkeypatch.context() as patch, pytest.raises(Killed):
