@@ -16,7 +16,7 @@ from torchvision.transforms.functional import resize
 import train_distill
 import validate
 from benchmarks import synthetic_dvs
-from snnzoo import InputError
+from snnzoo import InputError, hub
 from snnzoo.data import Cifar10DVS, FrameFolder, FrameTransform
 from snnzoo.data.events import _SPLIT_FILE, count_events, read_events
 
@@ -142,6 +142,22 @@ def test_a_folder_of_frames_is_trained_on_and_validated(tmp_path):
     refuse("does nothing without --dataset cifar10dvs", [*run, "--event-steps", "4"])
     three = [*run[: run.index("--input-size")], *"--input-size 3 8 8 --num-classes 2 --experiment x".split()]
     refuse("has frames of 2 channels, the model takes 3: set --in-chans 2", [*three, "--output", str(tmp_path)])
+
+
+@pytest.mark.parametrize("told", ["", "--mean 0.4 0.6 --std 2 3"])
+def test_frames_are_normalised_as_in_the_run(tmp_path, told):
+    """By whatever measures its model, a checkpoint's or one from the Hub; as counts where the run was told nothing."""
+    write_frames(tmp_path / "data")
+    fixed = f"--dataset frames --data-dir {tmp_path}/data --device cpu --workers 0 --batch-size 4"
+    run = f"{fixed} {STUDENT} --input-size 2 8 8 --num-classes 2 --output {tmp_path} --experiment run {told}"
+    train_distill.main(run.split())
+    checkpoint = tmp_path / "run/last.pth.tar"
+    expected = rows(tmp_path / "run")[0]["eval_loss"]
+    folder = hub.pack(tmp_path / "snn_resnet20_t2.frames", *hub.load(checkpoint), license="apache-2.0")
+    for weights in (f"--model snn_resnet20_t2 --checkpoint {checkpoint}", f"--model local-dir:{folder}"):
+        validate.main([*f"{fixed} {weights} --results-file {tmp_path}/r.json".split()])
+        (found,) = json.loads((tmp_path / "r.json").read_text())["results"]
+        assert found["loss"] == pytest.approx(expected)
 
 
 def test_bad_frames(tmp_path):
