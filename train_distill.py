@@ -28,7 +28,7 @@ import snnzoo
 from snnzoo import data
 from snnzoo.allocator import keep_memory
 from snnzoo.analysis import save_curves
-from snnzoo.checkpoints import BEST, Checkpoints, Progress, Training
+from snnzoo.checkpoints import BEST, Checkpoints, Progress, Training, judged_by
 from snnzoo.distill import AnnGuidedDistillationTask, create_teacher, scheduled_alpha
 from snnzoo.errors import InputError
 from snnzoo.evaluate import evaluate, logits_of
@@ -266,7 +266,7 @@ def fit(args, training, batches, val_batches, processes, progress, checkpoints, 
                 progress.totals = meters.totals()
                 checkpoints.save(progress)
                 raise
-            metric = val[("ema_" if task.has_ema() else "") + args.eval_metric]
+            metric = val[judged_by(vars(args))]
             progress.judge(metric, decreasing=args.eval_metric == "loss")
             row = {"epoch": epoch} | {f"train_{key}": value for key, value in train.items()}
             row |= {f"eval_{key}": value for key, value in val.items()}

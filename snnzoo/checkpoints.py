@@ -1,10 +1,11 @@
 """A run's checkpoints: written so that no crash costs more than what came after the last one."""
 
 import contextlib
+import math
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ class Progress:
     def judge(self, metric: float, decreasing: bool) -> None:
         """Take the present epoch as the best if its metric is better, lower if ``decreasing``."""
         best = self.best_metric
-        if best is None or (metric < best if decreasing else metric > best):
+        if best is None or not math.isfinite(best) or (metric < best if decreasing else metric > best):
             self.best_metric, self.best_epoch = metric, self.epoch
 
     def next_epoch(self) -> None:
@@ -191,6 +192,26 @@ class Checkpoints:
                 f"checkpoint {str(path)!r} could not be written: {_reason(error, self.folder)}; the one before is "
                 f"intact: make room, then --resume {self.folder}"
             ) from error
+
+
+def judged_by(options: Mapping[str, Any]) -> str:
+    """What a run's options choose its best epoch by: the averaged weights' metric if there are any."""
+    return ("ema_" if options["model_ema"] else "") + options["eval_metric"]
+
+
+def keep_best(progress: Progress, resumed: Path, folder: Path) -> bool:
+    """Have the best so far as the ``model_best`` of a folder that goes on from a checkpoint; False if it is lost."""
+    for path in (folder / BEST, resumed.with_name(BEST), resumed):
+        try:
+            state = read_checkpoint(path)
+        except InputError:
+            continue
+        best = state["progress"]["best_metric"], state["epoch"]
+        if best == (progress.best_metric, progress.best_epoch) and not state["progress"]["samples"]:
+            if path != folder / BEST:
+                _link(path, folder / BEST)
+            return True
+    return False
 
 
 def candidates(folder: Path) -> list[Path]:

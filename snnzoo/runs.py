@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from snnzoo.checkpoints import LAST, MUST_AGREE, Progress, Training, candidates, read_checkpoint
+from snnzoo.checkpoints import LAST, MUST_AGREE, Progress, Training, candidates, judged_by, keep_best, read_checkpoint
 from snnzoo.errors import InputError
 from snnzoo.files import remove_leftovers
 from snnzoo.processes import Processes
@@ -93,14 +93,21 @@ def resume(args: argparse.Namespace, folder: Path, training: Training, processes
             name = option.replace("_", "-")
             raise InputError(f"--resume: {str(path)!r} was written with --{name} {was}, this run has {asked}")
     progress = Progress(**state["progress"])
-    if state["options"]["eval_metric"] != args.eval_metric:
-        progress.best_metric = progress.best_epoch = None
-        _logger.warning("%s was judged by %s: the best is looked for anew", path, state["options"]["eval_metric"])
     if progress.samples and state["options"]["seed"] != args.seed:
         raise InputError(
             f"--resume: {str(path)!r} lies inside an epoch, whose order comes from --seed {state['options']['seed']}; "
             f"this run has {args.seed}"
         )
+    was, now = judged_by(state["options"]), judged_by(vars(args))
+    if was != now:
+        progress.best_metric = progress.best_epoch = None
+        _logger.warning("%s was judged by %s: the best is looked for anew", path, was)
+    elif progress.best_epoch is not None and not processes.from_first(
+        keep_best(progress, path, folder) if processes.is_first else None
+    ):
+        _logger.warning("no checkpoint of epoch %d, the best before %s: it is looked for anew",
+                        progress.best_epoch, path)  # fmt: skip
+        progress.best_metric = progress.best_epoch = None
     with as_input_error(f"--resume {path}"):
         training.load(state, progress)
     if len(state["rng"]) == processes.count:
