@@ -272,8 +272,8 @@ def fit(args, training, batches, val_batches, processes, progress, checkpoints, 
             row |= {f"eval_{key}": value for key, value in val.items()}
             row["lr"] = training.optimizer.param_groups[0]["lr"]
             if records:
-                records.epoch(row, {"metric": args.eval_metric, "value": progress.best_metric,
-                                    "epoch": progress.best_epoch})  # fmt: skip
+                records.epoch(row, {"metric": args.eval_metric, "averaged": args.model_ema,
+                                    "value": progress.best_metric, "epoch": progress.best_epoch})  # fmt: skip
             if training.scheduler:
                 training.scheduler.step(epoch + 1, metric)
             progress.next_epoch()
@@ -330,7 +330,7 @@ def main(argv: list[str] | None = None) -> None:
             save_curves(folder, records.rows)
         except InputError as error:
             _logger.info(f"no picture of the curves: {error}")
-    best = f"best {args.eval_metric} {progress.best_metric:.2f} in epoch {progress.best_epoch}"
+    best = f"best {judged_by(vars(args))} {progress.best_metric:.2f} in epoch {progress.best_epoch}"
     _logger.info(f"{best}: {folder / BEST}")
     processes.close()
 

@@ -25,7 +25,7 @@ from snnzoo.files import new_file
 from snnzoo.processes import Processes
 from snnzoo.records import versions
 from snnzoo.scripting import as_input_error, model_kwargs, parse_with_config, run
-from snnzoo.weights import create_model
+from snnzoo.weights import create_model, has_averages
 
 _logger = logging.getLogger("validate")
 
@@ -100,6 +100,8 @@ def measure(args: argparse.Namespace) -> list[dict]:
         num_steps=args.num_steps and args.num_steps[0],
         **model_kwargs(args),
     )
+    if args.checkpoint and not args.use_ema and has_averages(args.checkpoint):
+        _logger.info(f"{args.checkpoint} has averaged weights, too: --use-ema measures them")
     processes = Processes(args.device)
     model = model.to(processes.device).eval()
     if args.channels_last:
