@@ -171,6 +171,8 @@ def check_options(args: argparse.Namespace) -> None:
         idle("without --mixup or --cutmix", "mixup_prob mixup_switch_prob")
     if args.dataset != "cifar10dvs":
         idle("without --dataset cifar10dvs", "event_steps")
+    if args.dataset == "frames":
+        idle("with --dataset frames, which have their own number of steps", "num_steps")
     if args.dataset in FRAME_DATASETS:
         images = "crop_padding cutout aa vflip color_jitter scale ratio reprob remode train_interpolation crop_pct"
         idle("with event frames", f"{images} mixup cutmix interpolation class_map dataset_download")
