@@ -31,6 +31,9 @@ _HYPERPARAMETERS = (
     ("lr", "lr"), ("weight_decay", "weight_decay"), ("momentum", "momentum"), ("opt_betas", "betas"), ("opt_eps", "eps")
 )  # fmt: skip
 
+# What the plateau schedule has counted so far; the rest of its state are options.
+_COUNTED = {"best", "num_bad_epochs", "cooldown_counter", "last_epoch"}
+
 
 @dataclass
 class Progress:
@@ -108,7 +111,9 @@ class Training:
         if self.scaler and self.scaler.state_dict_key in state:
             self.scaler.load_state_dict(state[self.scaler.state_dict_key])
         if self._plateau:
-            self._plateau.load_state_dict(state.get("scheduler", self._plateau.state_dict()))
+            counted = _COUNTED if judged_by(was) == judged_by(self.options) else _COUNTED - {"best"}
+            before = state.get("scheduler", {})
+            vars(self._plateau).update({key: before[key] for key in counted & before.keys()})
         elif self.scheduler:
             self.scheduler.step(progress.epoch)
             self.scheduler.step_update(progress.updates)

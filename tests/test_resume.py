@@ -89,6 +89,20 @@ def test_the_schedule_goes_on(digits, tmp_path, sched):
     assert rates[-1] < rates[0]
 
 
+@pytest.mark.filterwarnings("ignore:PlateauLRScheduler is deprecated:FutureWarning")
+@pytest.mark.parametrize("metric", ["top1", "loss"])
+def test_a_plateau_follows_the_options_of_the_run_that_goes_on(digits, tmp_path, judge, metric):
+    judge(epoch0=90.0, epoch1=80.0, epoch2=70.0)
+    run = options(digits, tmp_path, "--experiment", "run", "--sched", "plateau")
+    train_distill.main([*run, "--epochs", "2"])
+    new = ("--patience-epochs", "5", "--decay-rate", "0.5", "--eval-metric", metric)
+    train_distill.main([*run, "--epochs", "3", "--resume", "auto", *new])
+    state = load(tmp_path / "run/last.pth.tar")["scheduler"]
+    mode, best, bad = {"top1": ("max", 90, 2), "loss": ("min", 0, 0)}[metric]
+    assert (state["patience"], state["factor"], state["mode"]) == (5, 0.5, mode)
+    assert (state["best"], state["num_bad_epochs"], state["last_epoch"]) == (best, bad, 3)
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_ends_the_run(digits, teacher, tmp_path, signum):
     run = options(digits, tmp_path, *taught(teacher), "--epochs", 40, "--experiment", "run", "--workers", "1")

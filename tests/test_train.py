@@ -340,7 +340,8 @@ def test_numbers_out_of_range(digits, tmp_path):
     for option in ("batch-size", "epochs", "grad-accum-steps", "checkpoint-hist", "log-interval"):
         refuse(f"--{option} must be at least 1, got 0", options(digits, tmp_path, f"--{option}", 0))
     for option, value, text in (
-        ("seed", -1, "at least 0"), ("workers", -1, "at least 0"), ("crop-padding", -1, "at least 0"),
+        ("seed", -1, r"in \[0, 2\*\*32\)"), ("seed", 2**32, r"in \[0, 2\*\*32\)"),
+        ("workers", -1, "at least 0"), ("crop-padding", -1, "at least 0"),
         ("cooldown-epochs", -1, "at least 0"), ("warmup-epochs", -1, "at least 0"), ("mixup", -1, "at least 0"),
         ("in-chans", 0, "at least 1"), ("crop-pct", 0, "above 0"), ("decay-epochs", 0, "above 0"),
         ("std", 0, "above 0"), ("hflip", 2, r"in \[0, 1\]"), ("model-ema-decay", 2, r"in \[0, 1\]"),
