@@ -28,16 +28,16 @@ import snnzoo
 from snnzoo import data
 from snnzoo.allocator import keep_memory
 from snnzoo.analysis import save_curves
-from snnzoo.checkpoints import BEST, Checkpoints, Progress, Training
+from snnzoo.checkpoints import BEST, Checkpoints, Progress, Training, judged_by
 from snnzoo.distill import AnnGuidedDistillationTask, create_teacher, scheduled_alpha
 from snnzoo.errors import InputError
 from snnzoo.evaluate import evaluate, logits_of
 from snnzoo.export.lava.finetune import prepare
 from snnzoo.interruption import Interruption, Stopped
 from snnzoo.meters import Meters, means_of
-from snnzoo.options import check_options, make_parser
+from snnzoo.options import check_options, make_parser, record_inherited
 from snnzoo.processes import Processes
-from snnzoo.randomness import seed_all, seed_of
+from snnzoo.randomness import host_rng_preserved, seed_all, seed_of
 from snnzoo.records import Records
 from snnzoo.runs import open_run_dir, resume
 from snnzoo.scripting import as_input_error, model_kwargs, parse_with_config, run
@@ -49,10 +49,9 @@ CALIBRATION = 64  # images that --quant chooses its scales on
 
 
 def build_student(args) -> torch.nn.Module:
-    model = create_model(
+    make = partial(
+        create_model,
         args.model,
-        args.initial_checkpoint,
-        pretrained=args.pretrained,
         num_classes=args.num_classes,
         in_chans=args.in_chans or (args.input_size and args.input_size[0]),
         drop_rate=args.drop,
@@ -61,6 +60,10 @@ def build_student(args) -> torch.nn.Module:
         reset=args.reset,
         **model_kwargs(args),
     )
+    model = make(checkpoint=args.initial_checkpoint, pretrained=args.pretrained)
+    if args.initial_checkpoint or args.pretrained:
+        with host_rng_preserved():
+            record_inherited(args, model, make())
     if args.grad_checkpointing:
         if getattr(model, "grad_method", None) == "rate":
             raise InputError("--grad-checkpointing does nothing for rate-based backpropagation: it keeps no steps to "
@@ -263,14 +266,14 @@ def fit(args, training, batches, val_batches, processes, progress, checkpoints, 
                 progress.totals = meters.totals()
                 checkpoints.save(progress)
                 raise
-            metric = val[("ema_" if task.has_ema() else "") + args.eval_metric]
+            metric = val[judged_by(vars(args))]
             progress.judge(metric, decreasing=args.eval_metric == "loss")
             row = {"epoch": epoch} | {f"train_{key}": value for key, value in train.items()}
             row |= {f"eval_{key}": value for key, value in val.items()}
             row["lr"] = training.optimizer.param_groups[0]["lr"]
             if records:
-                records.epoch(row, {"metric": args.eval_metric, "value": progress.best_metric,
-                                    "epoch": progress.best_epoch})  # fmt: skip
+                records.epoch(row, {"metric": args.eval_metric, "averaged": args.model_ema,
+                                    "value": progress.best_metric, "epoch": progress.best_epoch})  # fmt: skip
             if training.scheduler:
                 training.scheduler.step(epoch + 1, metric)
             progress.next_epoch()
@@ -327,7 +330,7 @@ def main(argv: list[str] | None = None) -> None:
             save_curves(folder, records.rows)
         except InputError as error:
             _logger.info(f"no picture of the curves: {error}")
-    best = f"best {args.eval_metric} {progress.best_metric:.2f} in epoch {progress.best_epoch}"
+    best = f"best {judged_by(vars(args))} {progress.best_metric:.2f} in epoch {progress.best_epoch}"
     _logger.info(f"{best}: {folder / BEST}")
     processes.close()
 

@@ -25,7 +25,7 @@ from snnzoo.files import new_file
 from snnzoo.processes import Processes
 from snnzoo.records import versions
 from snnzoo.scripting import as_input_error, model_kwargs, parse_with_config, run
-from snnzoo.weights import create_model
+from snnzoo.weights import create_model, has_averages
 
 _logger = logging.getLogger("validate")
 
@@ -82,6 +82,8 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError("nothing to measure: give --checkpoint FILE or --pretrained")
     if args.results_file and Path(args.results_file).suffix not in (".csv", ".json"):
         raise InputError(f"--results-file must end in .csv or .json, got {args.results_file!r}")
+    if args.num_steps and args.event_steps:
+        raise InputError("--num-steps does nothing with --event-steps: frames of events have their own number of steps")
     with new_file(args.results_file) if args.results_file else nullcontext() as temporary:
         results = measure(args)
         if temporary:
@@ -100,6 +102,8 @@ def measure(args: argparse.Namespace) -> list[dict]:
         num_steps=args.num_steps and args.num_steps[0],
         **model_kwargs(args),
     )
+    if args.checkpoint and not args.use_ema and has_averages(args.checkpoint):
+        _logger.info(f"{args.checkpoint} has averaged weights, too: --use-ema measures them")
     processes = Processes(args.device)
     model = model.to(processes.device).eval()
     if args.channels_last:
@@ -132,17 +136,18 @@ def measure(args: argparse.Namespace) -> list[dict]:
             partial(logits_of, model), loader, processes, autocast, args.channels_last,
             spiking=model if steps is not None else None,
         )  # fmt: skip
+        shown = dataset.num_steps if frames else steps
         results.append({
             "model": args.model,
             "checkpoint": args.checkpoint,
-            "num_steps": dataset.num_steps if frames else steps,
+            "num_steps": shown,
             "images": len(dataset),
             "input_size": "x".join(map(str, config["input_size"])),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             **metrics,
         })  # fmt: skip
         _logger.info(
-            f"{args.model}{f' T = {steps}' if steps else ''}: top-1 {metrics['top1']:.2f} % top-5 "
+            f"{args.model}{f' T = {shown}' if shown else ''}: top-1 {metrics['top1']:.2f} % top-5 "
             f"{metrics['top5']:.2f} % loss {metrics['loss']:.4f} on {len(dataset)} images, "
             f"{metrics['images_per_s']:.0f} img/s"
         )

@@ -1,10 +1,11 @@
 """A run's checkpoints: written so that no crash costs more than what came after the last one."""
 
 import contextlib
+import math
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,17 @@ from snnzoo.processes import Processes
 from snnzoo.randomness import rng_state
 
 LAST, PREVIOUS, BEST = "last.pth.tar", "previous.pth.tar", "model_best.pth.tar"
-MUST_AGREE = ("model", "model_kwargs", "num_classes", "in_chans", "teacher", "branches", "opt", "quant")
+MUST_AGREE = (
+    "model", "model_kwargs", "num_classes", "in_chans", "num_steps", "reset", "teacher", "branches", "opt", "quant"
+)  # fmt: skip
 
 # Options of an optimizer, and what its parameter groups call them.
 _HYPERPARAMETERS = (
     ("lr", "lr"), ("weight_decay", "weight_decay"), ("momentum", "momentum"), ("opt_betas", "betas"), ("opt_eps", "eps")
 )  # fmt: skip
+
+# What the plateau schedule has counted so far; the rest of its state are options.
+_COUNTED = {"best", "num_bad_epochs", "cooldown_counter", "last_epoch"}
 
 
 @dataclass
@@ -51,7 +57,7 @@ class Progress:
     def judge(self, metric: float, decreasing: bool) -> None:
         """Take the present epoch as the best if its metric is better, lower if ``decreasing``."""
         best = self.best_metric
-        if best is None or (metric < best if decreasing else metric > best):
+        if best is None or not math.isfinite(best) or (metric < best if decreasing else metric > best):
             self.best_metric, self.best_epoch = metric, self.epoch
 
     def next_epoch(self) -> None:
@@ -105,7 +111,9 @@ class Training:
         if self.scaler and self.scaler.state_dict_key in state:
             self.scaler.load_state_dict(state[self.scaler.state_dict_key])
         if self._plateau:
-            self._plateau.load_state_dict(state.get("scheduler", self._plateau.state_dict()))
+            counted = _COUNTED if judged_by(was) == judged_by(self.options) else _COUNTED - {"best"}
+            before = state.get("scheduler", {})
+            vars(self._plateau).update({key: before[key] for key in counted & before.keys()})
         elif self.scheduler:
             self.scheduler.step(progress.epoch)
             self.scheduler.step_update(progress.updates)
@@ -189,6 +197,26 @@ class Checkpoints:
                 f"checkpoint {str(path)!r} could not be written: {_reason(error, self.folder)}; the one before is "
                 f"intact: make room, then --resume {self.folder}"
             ) from error
+
+
+def judged_by(options: Mapping[str, Any]) -> str:
+    """What a run's options choose its best epoch by: the averaged weights' metric if there are any."""
+    return ("ema_" if options["model_ema"] else "") + options["eval_metric"]
+
+
+def keep_best(progress: Progress, resumed: Path, folder: Path) -> bool:
+    """Have the best so far as the ``model_best`` of a folder that goes on from a checkpoint; False if it is lost."""
+    for path in (folder / BEST, resumed.with_name(BEST), resumed):
+        try:
+            state = read_checkpoint(path)
+        except InputError:
+            continue
+        best = state["progress"]["best_metric"], state["epoch"]
+        if best == (progress.best_metric, progress.best_epoch) and not state["progress"]["samples"]:
+            if path != folder / BEST:
+                _link(path, folder / BEST)
+            return True
+    return False
 
 
 def candidates(folder: Path) -> list[Path]:

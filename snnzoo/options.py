@@ -3,11 +3,16 @@
 import argparse
 
 import torch
+from timm.models._input import get_model_args
 from timm.utils import ParseKwargs
+from torch import nn
 
-from snnzoo.data import AUTO_AUGMENT, FRAME_DATASETS, WORKERS
+from snnzoo.data import AUTO_AUGMENT, FRAME_DATASETS, WORKERS, data_config
 from snnzoo.distill import ALPHA_SCHEDULES, BETAS
 from snnzoo.errors import InputError
+from snnzoo.hub import model_args
+from snnzoo.models._base import StagedNet
+from snnzoo.weights import PREPARED
 
 
 def make_parser(description: str | None = None) -> argparse.ArgumentParser:
@@ -130,9 +135,10 @@ def make_parser(description: str | None = None) -> argparse.ArgumentParser:
 _RANGES = {
     "at least 1": (lambda x: x >= 1, "batch_size validation_batch_size epochs grad_accum_steps checkpoint_hist "
                                      "log_interval num_classes in_chans input_size event_steps"),
-    "at least 0": (lambda x: x >= 0, "seed workers crop_padding cutout roll mixup cutmix lr min_lr warmup_lr "
+    "at least 0": (lambda x: x >= 0, "workers crop_padding cutout roll mixup cutmix lr min_lr warmup_lr "
                                      "weight_decay warmup_epochs cooldown_epochs patience_epochs recovery_interval "
                                      "color_jitter"),
+    "in [0, 2**32)": (lambda x: 0 <= x < 2**32, "seed"),  # numpy's range
     "above 0": (lambda x: x > 0, "std crop_pct decay_epochs clip_grad loss_grad_scale"),
     "in [0, 1]": (lambda x: 0 <= x <= 1, "hflip vflip reprob mixup_prob mixup_switch_prob model_ema_decay"),
     "in [0, 1)": (lambda x: 0 <= x < 1, "drop smoothing momentum"),
@@ -166,6 +172,8 @@ def check_options(args: argparse.Namespace) -> None:
         idle("without --mixup or --cutmix", "mixup_prob mixup_switch_prob")
     if args.dataset != "cifar10dvs":
         idle("without --dataset cifar10dvs", "event_steps")
+    if args.dataset == "frames":
+        idle("with --dataset frames, which have their own number of steps", "num_steps")
     if args.dataset in FRAME_DATASETS:
         images = "crop_padding cutout aa vflip color_jitter scale ratio reprob remode train_interpolation crop_pct"
         idle("with event frames", f"{images} mixup cutmix interpolation class_map dataset_download")
@@ -184,3 +192,26 @@ def check_options(args: argparse.Namespace) -> None:
                 raise InputError(f"--{option.replace('_', '-')} must be {text}, got {value}")
     if (args.mixup or args.cutmix) and args.batch_size % 2:
         raise InputError(f"--mixup and --cutmix mix pairs: --batch-size must be even, got {args.batch_size}")
+
+
+def record_inherited(args: argparse.Namespace, model: nn.Module, plain: nn.Module) -> None:
+    """Write into the options what a model has from the weights that it began with.
+
+    A run's options alone make its model again; they would make ``plain``.
+
+    Args:
+        args: the options.
+        model: made by the options and the weights, which say how their model was made and its images prepared.
+        plain: made by the options without the weights.
+    """
+    arguments = model_args if isinstance(model, StagedNet) else get_model_args
+    asked, made = arguments(plain), arguments(model)
+    plain.in_chans = model.in_chans  # so many means and standard deviations may be among the options
+    for found, either in ((asked, plain), (made, model)):
+        config = data_config(vars(args), either, args.dataset)
+        found |= {key: config[key] for key in PREPARED}
+    kwargs = dict(args.model_kwargs)
+    for key, value in made.items():
+        if asked.get(key) != value:
+            (vars(args) if key in vars(args) else kwargs)[key] = value
+    args.model_kwargs = kwargs

@@ -3,12 +3,13 @@
 import argparse
 import logging
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from snnzoo.checkpoints import LAST, MUST_AGREE, Progress, Training, candidates, read_checkpoint
+from snnzoo.checkpoints import LAST, MUST_AGREE, Progress, Training, candidates, judged_by, keep_best, read_checkpoint
 from snnzoo.errors import InputError
 from snnzoo.files import remove_leftovers
 from snnzoo.processes import Processes
@@ -22,12 +23,14 @@ def open_run_dir(args: argparse.Namespace) -> Path:
     """The run's folder; never one that holds another run.
 
     Raises:
-        InputError: it holds one, or it cannot be made or written to.
+        InputError: it holds one, or it cannot be made or written to, or there is nothing to go on from.
     """
     if args.resume == "auto" and not args.experiment:
         raise InputError("--resume auto goes on in the run's own folder: name it with --experiment")
     name = args.experiment or f"{datetime.now():%Y%m%d-%H%M%S}-{args.model.replace('/', '_')}"
-    source = _resumed_folder(args)
+    source = None
+    if args.resume and args.resume != "auto":
+        source = find_checkpoints(Path(args.resume))[0].parent  # before anything is made
     folder = source if source and not args.experiment else Path(args.output) / name
     goes_on = args.resume == "auto" or (source and folder.resolve() == source.resolve())
     if not goes_on and any(folder.glob("*.pth.tar")):
@@ -45,25 +48,19 @@ def open_run_dir(args: argparse.Namespace) -> Path:
     return folder
 
 
-def _resumed_folder(args: argparse.Namespace) -> Path | None:
-    if not args.resume or args.resume == "auto":
-        return None
-    path = Path(args.resume)
-    return path if path.is_dir() else path.parent
-
-
-def find_checkpoints(args: argparse.Namespace, folder: Path) -> list[Path]:
-    """What ``--resume`` may mean, best first: of a folder, or its ``last``, everything whole in it.
+def find_checkpoints(path: Path) -> list[Path]:
+    """What ``--resume`` may mean, best first: one checkpoint, or of a folder, or its ``last``, everything whole in it.
 
     Raises:
         InputError: there is nothing there.
     """
-    path = folder if args.resume == "auto" else Path(args.resume)
     if path.is_file() and path.name != LAST:
         return [path]
-    found = candidates(path if path.is_dir() else path.parent)
-    if not found and args.resume != "auto":
-        raise InputError(f"--resume: no checkpoint file at {args.resume!r}")
+    folder = path if path.is_dir() else path.parent
+    found = candidates(folder) if folder == path or path.name == LAST else []
+    if not found:
+        there = ", ".join(sorted(other.name for other in folder.glob("*.pth.tar"))) or "no checkpoint"
+        raise InputError(f"--resume: no checkpoint file at {str(path)!r}; in {str(folder)!r} there is {there}")
     return found
 
 
@@ -78,7 +75,8 @@ def resume(args: argparse.Namespace, folder: Path, training: Training, processes
     Raises:
         InputError: no checkpoint, none that is whole, or one of another kind of run.
     """
-    found = processes.from_first(find_checkpoints(args, folder) if processes.is_first else None)
+    find = partial(candidates, folder) if args.resume == "auto" else partial(find_checkpoints, Path(args.resume))
+    found = processes.from_first(find() if processes.is_first else None)
     if not found:
         return Progress()
     for path, older in zip(found, [*found[1:], None], strict=True):
@@ -95,14 +93,21 @@ def resume(args: argparse.Namespace, folder: Path, training: Training, processes
             name = option.replace("_", "-")
             raise InputError(f"--resume: {str(path)!r} was written with --{name} {was}, this run has {asked}")
     progress = Progress(**state["progress"])
-    if state["options"]["eval_metric"] != args.eval_metric:
-        progress.best_metric = progress.best_epoch = None
-        _logger.warning("%s was judged by %s: the best is looked for anew", path, state["options"]["eval_metric"])
     if progress.samples and state["options"]["seed"] != args.seed:
         raise InputError(
             f"--resume: {str(path)!r} lies inside an epoch, whose order comes from --seed {state['options']['seed']}; "
             f"this run has {args.seed}"
         )
+    was, now = judged_by(state["options"]), judged_by(vars(args))
+    if was != now:
+        progress.best_metric = progress.best_epoch = None
+        _logger.warning("%s was judged by %s: the best is looked for anew", path, was)
+    elif progress.best_epoch is not None and not processes.from_first(
+        keep_best(progress, path, folder) if processes.is_first else None
+    ):
+        _logger.warning("no checkpoint of epoch %d, the best before %s: it is looked for anew",
+                        progress.best_epoch, path)  # fmt: skip
+        progress.best_metric = progress.best_epoch = None
     with as_input_error(f"--resume {path}"):
         training.load(state, progress)
     if len(state["rng"]) == processes.count:

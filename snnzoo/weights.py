@@ -152,6 +152,15 @@ def read_run(checkpoint: str | Path) -> tuple[dict[str, Any], int | None]:
     return state.get("options") or state.get("saver", {}).get("options") or {}, state.get("epoch")
 
 
+def has_averages(checkpoint: str | Path) -> bool:
+    """Whether a checkpoint holds averaged weights, too.
+
+    Raises:
+        InputError: it is missing or cannot be read.
+    """
+    return Path(checkpoint).suffix != ".safetensors" and "state_dict_ema" in read_checkpoint(checkpoint)
+
+
 def made_with(options: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments that a run's options made its model with: its shape, its neuron, its number of steps."""
     keys = ("num_classes", "in_chans", "num_steps", "reset")
@@ -184,7 +193,7 @@ def load_weights(model: nn.Module, path: str | Path, use_ema: bool = False) -> N
     def filter_fn(state_dict, model):
         return of_family(plain_weights(state_dict), model)
 
-    if use_ema and (path.suffix == ".safetensors" or "state_dict_ema" not in read_checkpoint(path)):
+    if use_ema and not has_averages(path):
         raise InputError(f"checkpoint {str(path)!r} has no averaged weights (it was trained without --model-ema)")
     before = {k: v.clone() for k, v in model.state_dict().items()}
     try:

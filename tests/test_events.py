@@ -16,7 +16,7 @@ from torchvision.transforms.functional import resize
 import train_distill
 import validate
 from benchmarks import synthetic_dvs
-from snnzoo import InputError
+from snnzoo import InputError, hub
 from snnzoo.data import Cifar10DVS, FrameFolder, FrameTransform
 from snnzoo.data.events import _SPLIT_FILE, count_events, read_events
 
@@ -121,7 +121,7 @@ def write_frames(folder, classes=2, each=4, shape=(3, 2, 8, 8)):
 STUDENT = "--model snn_resnet20_t2 --model-kwargs depths=(1,1,1) --device cpu --workers 0 --epochs 1"
 
 
-def test_a_folder_of_frames_is_trained_on_and_validated(tmp_path):
+def test_a_folder_of_frames_is_trained_on_and_validated(tmp_path, caplog):
     write_frames(tmp_path / "data")
     fixed = f"{STUDENT} --dataset frames --data-dir {tmp_path}/data --input-size 2 8 8 --num-classes 2 --batch-size 4"
     run = f"{fixed} --output {tmp_path} --roll 1 --epochs 3 --lr 0.01 --experiment run".split()
@@ -130,18 +130,40 @@ def test_a_folder_of_frames_is_trained_on_and_validated(tmp_path):
     measure = fixed.replace("--epochs 1", "").split()
     result = tmp_path / "r.json"
     checkpoint = str(tmp_path / "run/last.pth.tar")
-    validate.main([*measure, "--checkpoint", checkpoint, "--results-file", str(result)])
+    with caplog.at_level("INFO"):
+        validate.main([*measure, "--checkpoint", checkpoint, "--results-file", str(result)])
     (found,) = json.loads(result.read_text())["results"]
     assert found["num_steps"] == 3  # the data's own, not the model's 2
+    assert "snn_resnet20_t2 T = 3: top-1" in caplog.text
     assert found["top1"] == pytest.approx(rows(tmp_path / "run")[-1]["eval_top1"])
     refuse("frames have their own number of steps, 3", [*measure, "--checkpoint", checkpoint, "--num-steps", "4"],
            validate.main)  # fmt: skip
+
+    refuse("--num-steps does nothing with --event-steps",
+           [*measure, "--checkpoint", checkpoint, "--num-steps", "4", "--event-steps", "3"], validate.main)  # fmt: skip
+    refuse("--num-steps does nothing with --dataset frames", [*run, "--num-steps", "4"])
 
     for option in ("--cutmix 1", "--aa rand-m9-mstd0.5", "--reprob 0.1", "--crop-padding 4"):
         refuse("does nothing with event frames", [*run, *option.split()])
     refuse("does nothing without --dataset cifar10dvs", [*run, "--event-steps", "4"])
     three = [*run[: run.index("--input-size")], *"--input-size 3 8 8 --num-classes 2 --experiment x".split()]
     refuse("has frames of 2 channels, the model takes 3: set --in-chans 2", [*three, "--output", str(tmp_path)])
+
+
+@pytest.mark.parametrize("told", ["", "--mean 0.4 0.6 --std 2 3"])
+def test_frames_are_normalised_as_in_the_run(tmp_path, told):
+    """By whatever measures its model, a checkpoint's or one from the Hub; as counts where the run was told nothing."""
+    write_frames(tmp_path / "data")
+    fixed = f"--dataset frames --data-dir {tmp_path}/data --device cpu --workers 0 --batch-size 4"
+    run = f"{fixed} {STUDENT} --input-size 2 8 8 --num-classes 2 --output {tmp_path} --experiment run {told}"
+    train_distill.main(run.split())
+    checkpoint = tmp_path / "run/last.pth.tar"
+    expected = rows(tmp_path / "run")[0]["eval_loss"]
+    folder = hub.pack(tmp_path / "snn_resnet20_t2.frames", *hub.load(checkpoint), license="apache-2.0")
+    for weights in (f"--model snn_resnet20_t2 --checkpoint {checkpoint}", f"--model local-dir:{folder}"):
+        validate.main([*f"{fixed} {weights} --results-file {tmp_path}/r.json".split()])
+        (found,) = json.loads((tmp_path / "r.json").read_text())["results"]
+        assert found["loss"] == pytest.approx(expected)
 
 
 def test_bad_frames(tmp_path):

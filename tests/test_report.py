@@ -145,11 +145,12 @@ def test_the_averaged_weights_of_a_run_are_looked_at(run, tmp_path):
     bias[3] = 1e4
     torch.save(state | {"state_dict_ema": state["state_dict"] | {"fc.bias": bias}}, copy / "model_best.pth.tar")
     summary = json.loads((run / "summary.json").read_text())
-    summary["options"]["model_ema"] = True
+    summary["options"]["model_ema"] = summary["best"]["averaged"] = True
     (copy / "summary.json").write_text(json.dumps(summary))
     found = inspect_run(copy)
     assert found.confusion[:, 3].sum() == 40
     assert found.checkpoint == "model_best.pth.tar, its averaged weights"
+    assert "epoch 0, weights averaged" in Page(render(found)).text
 
 
 def test_a_loihi_export_in_the_folder_is_told(run, tmp_path):

@@ -89,6 +89,20 @@ def test_the_schedule_goes_on(digits, tmp_path, sched):
     assert rates[-1] < rates[0]
 
 
+@pytest.mark.filterwarnings("ignore:PlateauLRScheduler is deprecated:FutureWarning")
+@pytest.mark.parametrize("metric", ["top1", "loss"])
+def test_a_plateau_follows_the_options_of_the_run_that_goes_on(digits, tmp_path, judge, metric):
+    judge(epoch0=90.0, epoch1=80.0, epoch2=70.0)
+    run = options(digits, tmp_path, "--experiment", "run", "--sched", "plateau")
+    train_distill.main([*run, "--epochs", "2"])
+    new = ("--patience-epochs", "5", "--decay-rate", "0.5", "--eval-metric", metric)
+    train_distill.main([*run, "--epochs", "3", "--resume", "auto", *new])
+    state = load(tmp_path / "run/last.pth.tar")["scheduler"]
+    mode, best, bad = {"top1": ("max", 90, 2), "loss": ("min", 0, 0)}[metric]
+    assert (state["patience"], state["factor"], state["mode"]) == (5, 0.5, mode)
+    assert (state["best"], state["num_bad_epochs"], state["last_epoch"]) == (best, bad, 3)
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_ends_the_run(digits, teacher, tmp_path, signum):
     run = options(digits, tmp_path, *taught(teacher), "--epochs", 40, "--experiment", "run", "--workers", "1")
@@ -226,11 +240,94 @@ def test_the_last_epochs_and_the_best_are_kept(digits, tmp_path):
     assert load(tmp_path / "run/model_best.pth.tar")["epoch"] == best
 
 
+@pytest.fixture
+def judge(monkeypatch):
+    """Give the epochs of runs the top-1 that a test wants; of the averaged weights, one more."""
+
+    def judge(**by_epoch):
+        def validate(args, task, *others):
+            top1 = by_epoch[f"epoch{progress.epoch}"]
+            return {"loss": 0.0, "top1": top1} | ({"ema_top1": top1 + 1} if task.has_ema() else {})
+
+        monkeypatch.setattr(train_distill, "validate", validate)
+
+    from snnzoo.checkpoints import Progress
+
+    progress, begin = Progress(), train_distill.train_one_epoch
+
+    def follow(args, training, batches, forward, processes, now, *others):
+        progress.epoch = now.epoch
+        begin(args, training, batches, forward, processes, now, *others)
+
+    monkeypatch.setattr(train_distill, "train_one_epoch", follow)
+    return judge
+
+
+def test_a_branch_brings_its_best_along(digits, tmp_path, judge):
+    judge(epoch0=20.0, epoch1=30.0, epoch2=10.0)
+    run = options(digits, tmp_path, "--epochs", 2)
+    train_distill.main([*run, "--experiment", "a"])
+    train_distill.main([*run, "--epochs", "3", "--resume", str(tmp_path / "a"), "--experiment", "e"])
+    best = load(tmp_path / "e/model_best.pth.tar")
+    assert (best["epoch"], load(tmp_path / "e/last.pth.tar")["progress"]["best_epoch"]) == (1, 1)
+
+
+def test_the_best_goes_back_with_the_run(digits, tmp_path, judge):
+    run = options(digits, tmp_path, "--epochs", 3, "--experiment", "run")
+    judge(epoch0=20.0, epoch1=30.0, epoch2=25.0)
+    train_distill.main(run)
+    judge(epoch1=10.0, epoch2=15.0)
+    train_distill.main([*run, "--resume", str(tmp_path / "run/checkpoint-0.pth.tar")])
+    best, last = (load(tmp_path / f"run/{name}.pth.tar") for name in ("model_best", "last"))
+    assert (best["epoch"], last["progress"]["best_epoch"], last["progress"]["best_metric"]) == (0, 0, 20)
+    # back to an epoch that was not the best, whose weights are lost
+    (tmp_path / "run/model_best.pth.tar").unlink()
+    train_distill.main([*run, "--resume", str(tmp_path / "run/checkpoint-1.pth.tar")])
+    assert load(tmp_path / "run/model_best.pth.tar")["epoch"] == 2
+
+
+@pytest.mark.parametrize("averaged_first", [True, False])
+def test_averaged_weights_are_not_compared_with_others(digits, tmp_path, judge, averaged_first):
+    judge(epoch0=50.0, epoch1=40.0)
+    run = options(digits, tmp_path, "--experiment", "run")
+    flags = [["--model-ema"], []] if averaged_first else [[], ["--model-ema"]]
+    train_distill.main([*run, *flags[0]])
+    train_distill.main([*run, *flags[1], "--epochs", "2", "--resume", "auto"])
+    assert load(tmp_path / "run/model_best.pth.tar")["progress"]["best_epoch"] == 1
+
+
+def test_a_metric_that_is_no_number_is_no_best():
+    from snnzoo.checkpoints import Progress
+
+    progress = Progress()
+    progress.judge(float("nan"), decreasing=True)
+    progress.next_epoch()
+    progress.judge(0.3, decreasing=True)
+    assert (progress.best_metric, progress.best_epoch) == (0.3, 1)
+
+
 def test_auto_begins_where_nothing_has_begun(digits, tmp_path):
     train_distill.main(options(digits, tmp_path, "--experiment", "run", "--resume", "auto"))
     assert rows(tmp_path / "run")[0]["epoch"] == 0
     refuse("--resume auto .* name it with --experiment", options(digits, tmp_path, "--resume", "auto"))
     refuse("--resume: no checkpoint file at", options(digits, tmp_path, "--resume", tmp_path))
+
+
+def test_a_checkpoint_that_is_not_there_is_not_another_one(digits, tmp_path):
+    """And nothing is made for it: no folder, no log."""
+    train_distill.main(options(digits, tmp_path, "--experiment", "run"))
+    before = sorted(tmp_path.rglob("*"))
+    there = "there is checkpoint-0.pth.tar, last.pth.tar, model_best.pth.tar"
+    for what, said in (
+        ("run/checkpoint-4.pth.tar", there), ("run/model_bst.pth.tar", there), ("rnu", "there is no checkpoint"),
+        ("rnu/last.pth.tar", "there is no checkpoint"),
+    ):  # fmt: skip
+        for more in ((), ("--experiment", "other")):
+            run = options(digits, tmp_path, "--epochs", 2, "--resume", tmp_path / what, *more)
+            refuse(f"--resume: no checkpoint file at '.*{what}'; .*{said}", run)
+    assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / "run/last.pth.tar").unlink()
+    train_distill.main(options(digits, tmp_path, "--epochs", 2, "--resume", tmp_path / "run/last.pth.tar"))
 
 
 def test_an_epochs_order_cannot_change_inside_it(digits, teacher, tmp_path, monkeypatch):

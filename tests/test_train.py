@@ -21,6 +21,7 @@ from running import load, options, refuse, rows, taught
 from safetensors.torch import save_file
 
 import train_distill
+import validate
 from snnzoo import InputError
 from snnzoo.data.batches import SeededDataset
 from snnzoo.weights import create_model
@@ -109,6 +110,64 @@ def test_the_options_of_a_run_can_be_used_again(digits, teacher, tmp_path):
     train_distill.main(again)
     before, after = (load(tmp_path / name / "last.pth.tar") for name in ("run", "again"))
     torch.testing.assert_close(after["state_dict"], before["state_dict"], rtol=0, atol=0)
+
+
+def measured(checkpoint, digits, *extra):
+    """The loss that validate.py finds for a run's checkpoint, which it is told nothing about."""
+    result = checkpoint.parent / "r.json"
+    where = f"--data-dir {digits} --device cpu --workers 0 --checkpoint {checkpoint} --results-file {result}"
+    validate.main([*where.split(), *extra])
+    return json.loads(result.read_text())["results"][0]["loss"]
+
+
+INHERITS = "--device cpu --workers 0 --batch-size 20 --epochs 1 --crop-padding 1 --model snn_resnet20_t2"
+
+
+def test_what_a_run_inherits_from_its_first_weights_is_in_its_options(digits, tmp_path):
+    """How the network is made and how images are prepared: the run's own weights come back without the first ones."""
+    fixed = f"{INHERITS} --data-dir {digits} --output {tmp_path}".split()
+    first = "--model-kwargs depths=(1,1,1) decay=0.9 --reset hard --num-steps 3 --input-size 1 10 10 --mean 0.3"
+    train_distill.main([*fixed, *first.split(), "--experiment", "a"])
+    from_a = [*fixed, "--initial-checkpoint", str(tmp_path / "a/last.pth.tar")]
+    train_distill.main([*from_a, "--experiment", "b"])
+    train_distill.main([*from_a, "--experiment", "other", "--model-kwargs", "decay=0.4", "--num-steps", "1"])
+    for name, decay, steps in (("b", 0.9, 3), ("other", 0.4, 1)):
+        last = tmp_path / name / "last.pth.tar"
+        told = load(last)["options"]
+        assert told["model_kwargs"] == {"depths": [1, 1, 1], "decay": decay}
+        assert (told["reset"], told["num_steps"], told["in_chans"]) == ("hard", steps, 1)
+        assert yaml.safe_load((tmp_path / name / "args.yaml").read_text())["model_kwargs"] == told["model_kwargs"]
+        assert measured(last, digits, "--model", "snn_resnet20_t2") == pytest.approx(
+            rows(tmp_path / name)[0]["eval_loss"]
+        )
+    train_distill.main([*from_a, "--resume", str(tmp_path / "b"), "--epochs", "2"])
+    train_distill.main(["-c", str(tmp_path / "b/args.yaml"), "--resume", str(tmp_path / "b"), "--epochs", "3"])
+    assert measured(tmp_path / "b/last.pth.tar", digits, "--model", "snn_resnet20_t2") == pytest.approx(
+        rows(tmp_path / "b")[2]["eval_loss"]
+    )
+    refuse("was written with --", [*fixed, "--resume", str(tmp_path / "b"), "--epochs", "4"])
+
+
+def test_what_a_run_inherits_from_pretrained_weights_is_in_its_options(digits, tmp_path):
+    fixed = f"{INHERITS.replace('_t2', '_t4')} --data-dir {digits} --output {tmp_path} --experiment run".split()
+    train_distill.main([*fixed, "--pretrained", "--in-chans", "1", "--input-size", "1", "8", "8"])
+    last = tmp_path / "run/last.pth.tar"
+    told = load(last)["options"]
+    assert told["model_kwargs"] == {"shortcut": "pad", "decay": 0.65, "detach_reset": False}
+    assert (told["grad_method"], told["num_steps"]) == ("bptt", None)
+    assert measured(last, digits, "--model", "snn_resnet20_t4") == pytest.approx(rows(tmp_path / "run")[0]["eval_loss"])
+
+
+def test_a_run_from_plain_weights_inherits_nothing(tmp_path):
+    """Neither does one of an ANN whose modules are named like arguments of ours."""
+    parse = train_distill.make_parser().parse_args
+    for name in ("snn_resnet20_t2", "convnext_atto"):
+        weights = tmp_path / f"{name}.safetensors"
+        save_file(timm.create_model(name, num_classes=10).state_dict(), weights)
+        words = ["--model", name, "--num-classes", "10", "--initial-checkpoint", str(weights)]
+        args = parse(words)
+        train_distill.build_student(args)
+        assert args == parse(words)
 
 
 RECIPES = sorted((ROOT / "hub_configs").glob("*/recipe.yaml"))
@@ -281,7 +340,8 @@ def test_numbers_out_of_range(digits, tmp_path):
     for option in ("batch-size", "epochs", "grad-accum-steps", "checkpoint-hist", "log-interval"):
         refuse(f"--{option} must be at least 1, got 0", options(digits, tmp_path, f"--{option}", 0))
     for option, value, text in (
-        ("seed", -1, "at least 0"), ("workers", -1, "at least 0"), ("crop-padding", -1, "at least 0"),
+        ("seed", -1, r"in \[0, 2\*\*32\)"), ("seed", 2**32, r"in \[0, 2\*\*32\)"),
+        ("workers", -1, "at least 0"), ("crop-padding", -1, "at least 0"),
         ("cooldown-epochs", -1, "at least 0"), ("warmup-epochs", -1, "at least 0"), ("mixup", -1, "at least 0"),
         ("in-chans", 0, "at least 1"), ("crop-pct", 0, "above 0"), ("decay-epochs", 0, "above 0"),
         ("std", 0, "above 0"), ("hflip", 2, r"in \[0, 1\]"), ("model-ema-decay", 2, r"in \[0, 1\]"),

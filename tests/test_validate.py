@@ -63,6 +63,17 @@ def test_json_says_with_what(measure, trained, tmp_path):
     assert found["versions"]["torch"] == torch.__version__
 
 
+def test_averaged_weights_are_named(measure, trained, caplog):
+    assert "best ema_top1" in (trained / "train.log").read_text()
+    best = json.loads((trained / "summary.json").read_text())["best"]
+    assert (best["averaged"], best["value"]) == (True, rows(trained)[0]["eval_ema_top1"])
+    with caplog.at_level("INFO"):
+        validate.main([*measure, "--use-ema"])
+        assert "--use-ema" not in caplog.text
+        validate.main(measure)
+    assert "has averaged weights, too: --use-ema measures them" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0"])
 def test_an_ann_gets_the_numbers_that_timm_gives_it(digits, tmp_path, name):
     """timm's own dataset, loader and accuracy, put together as its validate.py does."""

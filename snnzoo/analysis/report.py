@@ -87,7 +87,8 @@ def _tiles(found: Inspection) -> str:
     tiles = []
     if best:
         unit = "" if best["metric"] == "loss" else " %"
-        tiles.append((f"{best['value']:.2f}{unit}", f"best {best['metric']}, epoch {best['epoch']}"))
+        averaged = ", weights averaged" if best.get("averaged") else ""
+        tiles.append((f"{best['value']:.2f}{unit}", f"best {best['metric']}, epoch {best['epoch']}{averaged}"))
     if found.profile:
         totals = found.profile.totals
         tiles += [(str(totals["latency_steps"]), "time steps"), (f"{totals['parameters']:,}", "parameters")]

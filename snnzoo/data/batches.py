@@ -1,7 +1,8 @@
 """Batches whose order and augmentation depend on (seed, epoch, sample) alone.
 
 So an epoch can be entered in its middle without decoding what came before, with any number of workers, and what
-follows is what would have followed.
+follows is what would have followed. Except: random erasing and mixup belong to a batch and change with the number of
+processes; a stream comes in the order of its reader, which changes with the number of workers too.
 """
 
 import atexit

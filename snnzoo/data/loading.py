@@ -2,13 +2,14 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from timm.data import create_dataset, resolve_data_config
 from timm.data.loader import adapt_to_chs
+from timm.models import get_arch_pretrained_cfgs
 from torch import nn
 from torch.utils.data import IterableDataset
 
@@ -27,7 +28,8 @@ def data_config(options: Mapping[str, Any], model: nn.Module, dataset: str) -> d
     Args:
         options: those of the scripts.
         model: gives what they leave open.
-        dataset: name; frames of events are counts, not to be normalised unless the options say how.
+        dataset: name; frames of events are counts, not to be normalised unless the options say how, or the run or the
+            Hub repository that the model is from.
 
     Raises:
         InputError: values that do not go together.
@@ -35,7 +37,9 @@ def data_config(options: Mapping[str, Any], model: nn.Module, dataset: str) -> d
     with as_input_error("--input-size, --mean or --std"):
         config = resolve_data_config(dict(options), model=model)
     if dataset in FRAME_DATASETS:
-        config["mean"], config["std"] = options["mean"] or (0.0,), options["std"] or (1.0,)
+        for key, neutral in (("mean", 0.0), ("std", 1.0)):
+            if not options[key] and _registered(model, key, config[key]):  # for images
+                config[key] = (neutral,)
         if len(config["mean"]) != len(config["std"]):
             raise InputError(f"--mean and --std must be as many, got {config['mean']} and {config['std']}")
     config["input_size"] = (model.in_chans, *config["input_size"][1:])
@@ -44,6 +48,16 @@ def data_config(options: Mapping[str, Any], model: nn.Module, dataset: str) -> d
         for value in (config["mean"], config["std"])
     )
     return config
+
+
+def _registered(model: nn.Module, key: str, value: Sequence[float]) -> bool:
+    """Whether it is what the architecture is registered with, under any tag and for any number of channels."""
+
+    def fitted(value: Sequence[float]) -> Sequence[float]:
+        return value if len(value) == model.in_chans else [np.mean(value)] * model.in_chans
+
+    known = get_arch_pretrained_cfgs(model.pretrained_cfg["architecture"]).values()
+    return any(np.allclose(fitted(value), fitted(getattr(cfg, key))) for cfg in known)
 
 
 def open_dataset(
