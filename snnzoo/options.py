@@ -3,7 +3,6 @@
 import argparse
 
 import torch
-from timm.models._input import get_model_args
 from timm.utils import ParseKwargs
 from torch import nn
 
@@ -11,7 +10,6 @@ from snnzoo.data import AUTO_AUGMENT, FRAME_DATASETS, WORKERS, data_config
 from snnzoo.distill import ALPHA_SCHEDULES, BETAS
 from snnzoo.errors import InputError
 from snnzoo.hub import model_args
-from snnzoo.models._base import StagedNet
 from snnzoo.weights import PREPARED
 
 
@@ -204,8 +202,7 @@ def record_inherited(args: argparse.Namespace, model: nn.Module, plain: nn.Modul
         model: made by the options and the weights, which say how their model was made and its images prepared.
         plain: made by the options without the weights.
     """
-    arguments = model_args if isinstance(model, StagedNet) else get_model_args
-    asked, made = arguments(plain), arguments(model)
+    asked, made = model_args(plain), model_args(model)
     plain.in_chans = model.in_chans  # so many means and standard deviations may be among the options
     for found, either in ((asked, plain), (made, model)):
         config = data_config(vars(args), either, args.dataset)

@@ -134,6 +134,10 @@ def test_a_recipe_is_read_as_the_trainer_reads_it(tmp_path):
     snnhub.pack(tmp_path / "empty", license="mit", recipe=tmp_path / "recipe.yaml")
 
 
+def test_a_stem_that_is_a_layer_is_no_argument():
+    assert snnhub.model_args(timm.create_model("convnext_atto", device="meta", num_classes=7))["num_classes"] == 7
+
+
 def test_the_card_of_an_ann(tmp_path):
     folder = snnhub.pack(tmp_path / "net", model := made("cifar_resnet20"), license="mit")
     results = [

@@ -28,6 +28,7 @@ from snnzoo.hub.cards import RECIPE, RESULTS
 from snnzoo.hub.measurements import check_measurements, read_measurements
 from snnzoo.hub.run import Run
 from snnzoo.layers import LIF
+from snnzoo.models._base import StagedNet
 from snnzoo.models._cfgs import INITIALISATION
 from snnzoo.models._pretrained import CONFIG, WEIGHTS, in_folder, read_config, sha256
 from snnzoo.models._spiking import SpikingModel
@@ -49,7 +50,7 @@ def model_args(model: nn.Module) -> dict[str, Any]:
     Raises:
         InputError: one has no form in JSON.
     """
-    own = {"stem": model.stem} if hasattr(model, "stem") else {}
+    own = {"stem": model.stem} if isinstance(model, StagedNet) else {}
     if isinstance(model, SpikingModel):
         neuron = next(module.params for module in model.modules() if isinstance(module, LIF))
         surrogate = neuron.surrogate
