@@ -159,11 +159,12 @@ def test_a_loihi_export_in_the_folder_is_told(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     model = timm.create_model("snn_resnet20_t1", depths=(1,), channels=(8,))
     pixels = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
-    export_lava(model, copy / "net.h5", pixels)
+    export_lava(model, copy / "net.h5", pixels, accuracy=lambda forward: 12.5)
     text = render(inspect_run(copy, images=8))
     assert_offline(text)
     page = Page(text)
     assert "engine      lava" in page.text and "least agreement with the model" in page.text
+    assert "accuracy    Loihi integers: 12.50 %" in page.text
     assert "exports fire" not in page.text
 
 

@@ -192,7 +192,9 @@ def _deployment(found: Inspection) -> str:
     for report in found.deploy:
         parity = report["parity"]
         if parity is None:  # integers of a chip: another network by its nature, and what it loses is in its summary
-            summary = "\n".join([f"engine      {report['target']}", *report.get("summary", [])])
+            lines = [f"engine      {report['target']}", *report.get("summary", [])]
+            lines += [f"accuracy    {name}: {top1:.2f} %" for name, top1 in report.get("accuracy", {}).items()]
+            summary = "\n".join(lines)
             others += f'<div class="wide"><pre>{escape(summary)}</pre></div>'
             continue
         rows.append(

@@ -53,7 +53,7 @@ def data_config(options: Mapping[str, Any], model: nn.Module, dataset: str) -> d
 def _registered(model: nn.Module, key: str, value: Sequence[float]) -> bool:
     """Whether it is what the architecture is registered with, under any tag and for any number of channels."""
 
-    def fitted(value: Sequence[float]) -> Sequence[float]:
+    def fitted(value: Sequence[float]) -> Sequence[float]:  # as adapt_to_chs, which would warn each time
         return value if len(value) == model.in_chans else [np.mean(value)] * model.in_chans
 
     known = get_arch_pretrained_cfgs(model.pretrained_cfg["architecture"]).values()

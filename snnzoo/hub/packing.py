@@ -110,7 +110,11 @@ def pack(
     options, has_weights = _recipe(folder, run, recipe), model is not None or (folder / WEIGHTS).is_file()
     if model is None and has_weights and config is None:
         raise InputError(f"{str(folder)!r} has weights and no {CONFIG} that says of which model: give the checkpoint")
-    described = _packable(model) if model is not None else None if has_weights else _untrained(folder, options)
+    described = None  # the folder's own config stays
+    if model is not None:
+        described = _packable(model)
+    elif not has_weights:
+        described = _untrained(folder, options)
     arguments = None if described is None else model_args(described)
     measured = read_measurements(list(results), teacher_results)
     if measured and not has_weights:
