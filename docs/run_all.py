@@ -67,7 +67,7 @@ LEFT_OUT = {  # commands that are not run here, and why
     r"python docs/run\.py": "walks the page that this script leaves to it",
     r"python docs/run_all\.py": "this script",
     r"python benchmarks/gpu\.py": "needs a GPU",
-    r".*after-85-epochs\.pth\.tar": "needs the last three of twelve epochs",
+    r".*after-(85|93)-epochs\.": "needs the weights of the run before",
 }
 NEED = {  # what some commands and blocks need, a module or Lava's environment; without it they are left out, too
     r"snnzoo simulate|benchmarks/lava\.py|make lava-env|\.venv-lava": ".venv-lava",

@@ -69,9 +69,10 @@ def test_training_step_does_not_depend_on_compilation(compiled):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_mixed_precision_keeps_the_membrane_in_float32(compiled, dtype):
-    params = LIFParams(decay=1.0)
-    current = torch.full((300, 1, 1, 1, 1), 1 / 256, device="cuda", dtype=dtype)  # below the rounding of a sum near 1
-    assert fused.lif(current, params).sum() == 1  # 256 of them reach the threshold
+    eps = torch.finfo(dtype).eps
+    current = torch.tensor([1 - eps / 2, *[eps / 16] * 8], device="cuda", dtype=dtype).view(9, 1, 1, 1, 1)
+    assert sum(current.unbind()) < 1  # each of the eight is lost in rounding
+    assert fused.lif(current, LIFParams(decay=1.0)).sum() == 1  # in the membrane none is
     net = timm.create_model("snn_resnet20_t4").cuda().train()
     x, target = torch.randn(32, 3, 32, 32, device="cuda"), torch.arange(32, device="cuda") % 10
     expected = gradients(net, net, x, target)

@@ -153,7 +153,7 @@ def test_what_a_run_inherits_from_pretrained_weights_is_in_its_options(digits, t
     train_distill.main([*fixed, "--pretrained", "--in-chans", "1", "--input-size", "1", "8", "8"])
     last = tmp_path / "run/last.pth.tar"
     told = load(last)["options"]
-    assert told["model_kwargs"] == {"shortcut": "pad", "decay": 0.65, "detach_reset": False}
+    assert told["model_kwargs"] == {"shortcut": "pad", "decay": 0.5, "detach_reset": False}
     assert (told["grad_method"], told["num_steps"]) == ("bptt", None)
     assert measured(last, digits, "--model", "snn_resnet20_t4") == pytest.approx(rows(tmp_path / "run")[0]["eval_loss"])
 
@@ -198,7 +198,7 @@ def test_a_recipe_runs_on_the_digits(digits, teacher, tmp_path):
     weights = f"--teacher-checkpoint {teacher} --initial-checkpoint {teacher}"
     train_distill.main(f"-c {recipe} {where} {weights} --batch-size 20 --epochs 1".split())
     assert yaml.safe_load((tmp_path / "run/args.yaml").read_text())["model_kwargs"] == {
-        "shortcut": "pad", "decay": 0.65, "detach_reset": False
+        "shortcut": "pad", "decay": 0.5, "detach_reset": False
     }  # fmt: skip
     run = tmp_path / "run/model_best.pth.tar"
     model = create_model("snn_resnet20_t4", run)  # made as the run made it
