@@ -139,6 +139,18 @@ def test_a_teacher_that_does_not_take_the_images(branches):
         AnnGuidedDistillationTask(timm.create_model("snn_resnet20_t1"), vit, branches=branches)
 
 
+def test_images_for_the_teacher():
+    """The very same where both are normalised alike; found without a look at the values, which a GPU is waited for."""
+    images, mean, std = torch.randn(2, 3, 8, 8), torch.rand(1, 3, 1, 1), torch.rand(1, 3, 1, 1) + 0.1
+    teacher = StagedTeacher(timm.create_model("cifar_resnet20"), (3, 8, 8))
+    assert torch.equal(teacher.normalize_input(images, teacher.mean_kd, teacher.std_kd), images)
+    pixels = images * std + mean
+    expected = (pixels - teacher.mean_kd) / teacher.std_kd
+    torch.testing.assert_close(teacher.normalize_input(images, mean, std), expected)
+    unseen = [x.to("meta") for x in (images, mean, std)]  # a device that has no values
+    assert teacher.to("meta").normalize_input(*unseen).shape == images.shape
+
+
 def test_create_teacher(tmp_path):
     from safetensors.torch import save_file
 

@@ -89,10 +89,14 @@ class FrozenTeacher(DistillationTeacher):
         """Stays in evaluation mode whatever is asked for."""
         return super().train(False)
 
-    def normalize_input(self, *args, **kwargs) -> Tensor:
-        """As timm's. Every use of the teacher begins here, so here it is made sure of its mode."""
-        self.model.eval()
-        return super().normalize_input(*args, **kwargs)
+    def normalize_input(self, input: Tensor, student_mean: Tensor, student_std: Tensor) -> Tensor:
+        """Images as the student sees them, ``[B, C, H, W]``, to what the teacher expects.
+
+        Where the two agree these are the very images. timm's compares them first, and on a GPU the host then waits for
+        all that it has launched, in every step.
+        """
+        self.model.eval()  # every use of the teacher begins here, so here it is made sure of its mode
+        return input * (student_std / self.std_kd) + (student_mean - self.mean_kd) / self.std_kd
 
 
 class StagedTeacher(FrozenTeacher):
