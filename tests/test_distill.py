@@ -140,7 +140,7 @@ def test_a_teacher_that_does_not_take_the_images(branches):
 
 
 def test_images_for_the_teacher():
-    """Unchanged where both are normalised alike, and without a look at the values: for that a host waits for its GPU."""
+    """Unchanged where both are normalised alike; and no value is looked at, for which a host waits for its GPU."""
     images, mean, std = torch.randn(2, 3, 8, 8), torch.rand(1, 3, 1, 1), torch.rand(1, 3, 1, 1) + 0.1
     teacher = StagedTeacher(timm.create_model("cifar_resnet20"), (3, 8, 8))
     assert torch.equal(teacher.normalize_input(images, teacher.mean_kd, teacher.std_kd), images)
