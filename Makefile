@@ -45,4 +45,4 @@ $(LAVA_VENV)/.installed: pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(LAVA_VENV) $(VENV) $(VENV)-bootstrap output build dist *.egg-info
+	rm -rf $(LAVA_VENV) $(VENV) $(VENV)-bootstrap build dist *.egg-info

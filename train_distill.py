@@ -51,7 +51,6 @@ CALIBRATION = 64  # images that --quant chooses its scales on
 def build_student(args) -> torch.nn.Module:
     make = partial(
         create_model,
-        args.model,
         num_classes=args.num_classes,
         in_chans=args.in_chans or (args.input_size and args.input_size[0]),
         drop_rate=args.drop,
@@ -60,10 +59,12 @@ def build_student(args) -> torch.nn.Module:
         reset=args.reset,
         **model_kwargs(args),
     )
-    model = make(checkpoint=args.initial_checkpoint, pretrained=args.pretrained)
-    if args.initial_checkpoint or args.pretrained:
-        with host_rng_preserved():
-            record_inherited(args, model, make())
+    model = make(args.model, checkpoint=args.initial_checkpoint, pretrained=args.pretrained)
+    if args.initial_checkpoint or args.pretrained or ":" in args.model:
+        with host_rng_preserved():  # a name with a source, hf-hub:… or local-dir:…, brings arguments of its own
+            record_inherited(
+                args, model, make(model.pretrained_cfg["architecture"] if ":" in args.model else args.model)
+            )
     if args.grad_checkpointing:
         if getattr(model, "grad_method", None) == "rate":
             raise InputError("--grad-checkpointing does nothing for rate-based backpropagation: it keeps no steps to "
@@ -137,7 +138,7 @@ def build_task(args, model, processes):
     return task.to(processes.device)
 
 
-def build_training(args, task, steps, processes) -> tuple[Training, int]:
+def build_training(args, arch, task, steps, processes) -> tuple[Training, int]:
     """What moves the weights: optimizer, scheduler, scaler; and the number of epochs with the cooldown."""
     with as_input_error(f"--opt {args.opt}"):
         optimizer = create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args))
@@ -153,7 +154,7 @@ def build_training(args, task, steps, processes) -> tuple[Training, int]:
         ids = [processes.device] if processes.device.type == "cuda" else None
         task.prepare_distributed(device_ids=ids, broadcast_buffers=False)
     scaler = NativeScaler(processes.device.type) if args.amp and args.amp_dtype == "float16" else None
-    return Training(task, optimizer, scheduler, scaler, vars(args)), epochs
+    return Training(task, optimizer, scheduler, scaler, vars(args), arch), epochs
 
 
 def train_one_epoch(args, training, batches, forward, processes, progress, meters, pause) -> None:
@@ -299,7 +300,8 @@ def main(argv: list[str] | None = None) -> None:
     task = build_task(args, model, processes)
     if isinstance(task, AnnGuidedDistillationTask):
         task.begin(batches.first())
-    training, epochs = build_training(args, task, batches.steps, processes)
+    arch = model.pretrained_cfg["architecture"]
+    training, epochs = build_training(args, arch, task, batches.steps, processes)
     folder = processes.from_first(open_run_dir(args) if processes.is_first else None)
     if processes.is_first:
         setup_default_logging(log_path=str(folder / "train.log"))

@@ -22,10 +22,11 @@ from snnzoo import data
 from snnzoo.errors import InputError
 from snnzoo.evaluate import evaluate, logits_of
 from snnzoo.files import new_file
+from snnzoo.hub import digest
 from snnzoo.processes import Processes
 from snnzoo.records import versions
 from snnzoo.scripting import as_input_error, model_kwargs, parse_with_config, run
-from snnzoo.weights import create_model, has_averages
+from snnzoo.weights import create_model
 
 _logger = logging.getLogger("validate")
 
@@ -102,8 +103,7 @@ def measure(args: argparse.Namespace) -> list[dict]:
         num_steps=args.num_steps and args.num_steps[0],
         **model_kwargs(args),
     )
-    if args.checkpoint and not args.use_ema and has_averages(args.checkpoint):
-        _logger.info(f"{args.checkpoint} has averaged weights, too: --use-ema measures them")
+    identity = digest(model)
     processes = Processes(args.device)
     model = model.to(processes.device).eval()
     if args.channels_last:
@@ -144,6 +144,7 @@ def measure(args: argparse.Namespace) -> list[dict]:
             "images": len(dataset),
             "input_size": "x".join(map(str, config["input_size"])),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "digest": identity,
             **metrics,
         })  # fmt: skip
         _logger.info(

@@ -74,12 +74,13 @@ class Training:
     scheduler: Any | None
     scaler: NativeScaler | None
     options: dict[str, Any]
+    arch: str  # of the model, whatever source its name in the options has
 
     def state(self, progress: Progress, rng: list[dict[str, Any]]) -> dict[str, Any]:
         """Plain types and tensors only, so that every torch loads it with ``weights_only=True``."""
         state = {
             "epoch": progress.epoch - 1,  # the last finished one, as timm has it
-            "arch": self.options["model"],
+            "arch": self.arch,
             "version": 2,  # of timm's format, whose scripts read the weights
             "optimizer": self.optimizer.state_dict(),
             "progress": asdict(progress),

@@ -30,7 +30,7 @@ def make_parser() -> argparse.ArgumentParser:
     push = commands.add_parser("push", help="put a checkpoint into a Hub repository, as safetensors")
     push.add_argument("checkpoint", help="file of weights, or a folder made by pack")
     push.add_argument("--repo", required=True, metavar="OWNER/NAME", help="made if it does not exist")
-    push.add_argument("--private", action="store_true", help="make it private, if it is made")
+    push.add_argument("--private", action="store_true", help="make it private; one that exists must be")
     push.add_argument("--revision", metavar="BRANCH", help="made if it does not exist (default: main)")
     push.add_argument("--message", default="Add model", help="of the commit")
     push.add_argument("--dry-run", action="store_true", help="do everything but talk to the Hub")

@@ -1,6 +1,7 @@
 """Making models and loading their weights, with errors that a person can act on."""
 
 import difflib
+import logging
 import pickle
 import sys
 from collections.abc import Mapping
@@ -27,6 +28,8 @@ from snnzoo.models._pretrained import (
     read_config,
 )
 
+_logger = logging.getLogger(__name__)
+
 # how a run has prepared its images, where it was told
 PREPARED = ("input_size", "mean", "std", "interpolation", "crop_pct")
 
@@ -47,8 +50,8 @@ def create_model(name: str, checkpoint: str | Path | None = None, use_ema: bool 
     name = _known_name(name)
     if use_ema and not checkpoint:
         raise InputError("averaged weights are those of a training checkpoint: give its file")
-    options = read_run(checkpoint)[0] if checkpoint else {}
-    of_this_model = str(options.get("model")).split(".")[0] == name.split(".")[0]
+    options, _, arch = read_run(checkpoint) if checkpoint else ({}, None, None)
+    of_this_model = name.split(".")[0] in (str(options.get("model")).split(".")[0], arch)
     if of_this_model:
         kwargs = made_with(options) | {key: value for key, value in kwargs.items() if value is not None}
     kwargs |= _prepare_source(name, kwargs)
@@ -69,6 +72,8 @@ def create_model(name: str, checkpoint: str | Path | None = None, use_ema: bool 
         raise as_input_error(error, timm.get_pretrained_cfg(name).hf_hub_id or name) from error
     if checkpoint:
         load_weights(model, checkpoint, use_ema)
+        if not use_ema and has_averages(checkpoint):
+            _logger.warning("%s has averaged weights, too: --use-ema (use_ema=True) takes them", checkpoint)
     if of_this_model:
         told = {key: options[key] for key in PREPARED if options.get(key)}
         if "input_size" in told:
@@ -140,16 +145,19 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise InputError(f"checkpoint {str(path)!r} cannot be read, it may be truncated: {error}") from error
 
 
-def read_run(checkpoint: str | Path) -> tuple[dict[str, Any], int | None]:
-    """The options of the run that a checkpoint is of, and its last finished epoch; none of either for plain weights.
+def read_run(checkpoint: str | Path) -> tuple[dict[str, Any], int | None, str | None]:
+    """The options of the run that a checkpoint is of, its last finished epoch and its model's architecture.
+
+    The options name the model as it was asked for, perhaps with a source. Of plain weights nothing is known.
 
     Raises:
         InputError: it is missing or cannot be read.
     """
     if Path(checkpoint).suffix == ".safetensors":
-        return {}, None
+        return {}, None, None
     state = read_checkpoint(checkpoint)
-    return state.get("options") or state.get("saver", {}).get("options") or {}, state.get("epoch")
+    options = state.get("options") or state.get("saver", {}).get("options") or {}
+    return options, state.get("epoch"), state.get("arch") if options else None
 
 
 def has_averages(checkpoint: str | Path) -> bool:

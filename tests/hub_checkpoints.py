@@ -64,7 +64,7 @@ def assert_no_pickle(hub, allowed=()):
             assert not value.get("path", "").endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt")), (method, path)
 
 
-def checkpoint_of_a_run(path, model, **options):
+def checkpoint_of_a_run(path, model, /, **options):
     """What train_distill.py leaves, as far as it is read."""
     options = {
         "model": "snn_resnet20_t4", "model_kwargs": {**SMALL, "decay": 0.5, "threshold": 0.7, "shortcut": "pad"},
@@ -81,8 +81,9 @@ def measured(path, model, top1=55.5, name="snn_resnet20_t4", **row):
     """What validate.py --results-file leaves."""
     row = {
         "model": name, "checkpoint": "/home/somebody/x.pth.tar", "num_steps": 4, "images": 10000,
-        "input_size": "3x32x32", "parameters": sum(p.numel() for p in model.parameters()), "top1": top1, "top5": 97.25,
-        "loss": 1.5, "images_per_s": 100.0, "rate_stem": 0.125, "rate_layer1": 0.0625, **row,
+        "input_size": "3x32x32", "parameters": sum(p.numel() for p in model.parameters()),
+        "digest": snnhub.digest(model), "top1": top1, "top5": 97.25, "loss": 1.5, "images_per_s": 100.0,
+        "rate_stem": 0.125, "rate_layer1": 0.0625, **row,
     }  # fmt: skip
     path.write_text(json.dumps({"results": [row], "versions": {"torch": "2.15.0", "gpu": None}}))
     return path

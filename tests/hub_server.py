@@ -220,7 +220,10 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             if not (found := self.repo_at(repo_id, revision)):
                 return
-            repo, _ = found
+            repo, head = found
+            if lines[0]["value"].get("parentCommit") not in (None, head):
+                self.refuse(412, "", "A commit has happened since. Please refresh and try again.")
+                return
             files = {}
             for line in lines:
                 value = line["value"]

@@ -231,7 +231,9 @@ def test_pull_says_what_it_does_not_get(hub, owner, impatient, caplog):
     assert not (snnhub.pull("me/net") / "README.md").exists()
     assert "README.md, recipe.yaml, results.json, LICENSE of me/net: not asked for" in caplog.text
     caplog.clear()
-    assert (snnhub.pull("me/known") / "README.md").exists() and not caplog.text  # it has no recipe, as the cache knows
+    assert (snnhub.pull("me/known") / "README.md").exists()
+    assert "me/known is as the cache has it" in caplog.text
+    assert "not asked for" not in caplog.text  # it has no recipe, as the cache knows
     with pytest.raises(InputError, match="name one"):
         snnhub.pull("me/net@main", "main")
     (file := Path(constants.HF_HUB_CACHE) / "file").touch()

@@ -16,9 +16,11 @@ from snnzoo.models._pretrained import HUB_CONFIGS
 
 
 def test_pack_a_run_with_its_results_in_one_command(tmp_path, capsys):
-    model = made()
-    run = checkpoint_of_a_run(tmp_path / "model_best.pth.tar", model)
-    results = [measured(tmp_path / f"{seed}.json", model, top1) for seed, top1 in enumerate((55.5, 54.5, 56.5))]
+    model = made(num_classes=10)
+    run = checkpoint_of_a_run(tmp_path / "model_best.pth.tar", model, num_classes=10)
+    seeds = (model, made(seed=1, num_classes=10), made(seed=2, num_classes=10))
+    tops = (55.5, 54.5, 56.5)
+    results = [measured(tmp_path / f"{top}.json", *pair) for *pair, top in zip(seeds, tops, tops, strict=True)]
     teacher = measured(tmp_path / "t.json", model, 91.73, "cifar_resnet20", num_steps=None)
     folder = tmp_path / "snn_resnet20_t4.c10"
     cli.main(
@@ -51,15 +53,17 @@ def test_pack_a_run_with_its_results_in_one_command(tmp_path, capsys):
         assert words in card, words
     for path in folder.iterdir():
         assert b"somebody" not in path.read_bytes(), path
-    averaged = load_file(folder / "model.safetensors") | {"fc.bias": torch.full((7,), 0.5)}
+    averaged = load_file(folder / "model.safetensors") | {"fc.bias": torch.full((10,), 0.5)}
     torch.save(torch.load(run, weights_only=True) | {"state_dict_ema": averaged}, run)
-    cli.main(f"pack {folder} --checkpoint {run} --use-ema --results {results[0]}".split())
+    model.load_state_dict(averaged)
+    cli.main(f"pack {folder} --checkpoint {run} --use-ema --results {measured(tmp_path / 'ema.json', model)}".split())
     assert "after epoch 5 of the run, averaged (`--model-ema`)" in (folder / "README.md").read_text()
     # new weights: the old ones' numbers go
-    cli.main(f"pack {folder} --checkpoint {checkpoint_of_a_run(run, made(seed=3))}".split())
+    again = made(seed=3, num_classes=10)
+    cli.main(f"pack {folder} --checkpoint {checkpoint_of_a_run(run, again, num_classes=10)}".split())
     assert "55.50" not in (folder / "README.md").read_text() and not (folder / "results.json").exists()
     # numbers of other weights are refused, also behind our back
-    snnhub.pack(folder, results=results[:1])
+    snnhub.pack(folder, results=[measured(tmp_path / "again.json", again)])
     kept = json.loads((folder / "results.json").read_text())
     (folder / "results.json").write_text(json.dumps({**kept, "sha256": "0" * 64}))
     with pytest.raises(InputError, match="measured on other weights"):
@@ -140,10 +144,8 @@ def test_a_stem_that_is_a_layer_is_no_argument():
 
 def test_the_card_of_an_ann(tmp_path):
     folder = snnhub.pack(tmp_path / "net", model := made("cifar_resnet20"), license="mit")
-    results = [
-        measured(tmp_path / f"{i}.json", model, top1, "cifar_resnet20", num_steps=None)
-        for i, top1 in enumerate((5.0, 6.0))
-    ]
+    seeds = (model, 5.0), (made("cifar_resnet20", seed=1), 6.0)
+    results = [measured(tmp_path / f"{top1}.json", of, top1, "cifar_resnet20", num_steps=None) for of, top1 in seeds]
     card = (snnhub.pack(folder, results=results) / "README.md").read_text()
     assert "| none | 5.00 | 97.25 |" in card and "\n- top-1 5.50 %, standard deviation 0.71, n = 2" in card
     assert "None" not in card
@@ -163,7 +165,7 @@ def test_what_was_an_initialisation(tmp_path):
     ("content", "message"),
     [
         ("{}", "not what `validate.py --results-file X.json` writes"),
-        ('{"results": [{"top1": 3}]}', "do not say images, model, num_steps, parameters, top5"),
+        ('{"results": [{"top1": 3}]}', "do not say digest, images, model, num_steps, parameters, top5"),
         (None, "results of a snn_resnet18_t4 with"),
     ],
 )
@@ -174,6 +176,53 @@ def test_results_that_do_not_belong(content, message, tmp_path):
         path.write_text(content)
     with pytest.raises(InputError, match=message):
         snnhub.pack(folder, results=[path])
+
+
+def test_numbers_of_other_weights_never_reach_a_card(tmp_path):
+    """Averaged weights and others are of one file, and neurons leave no trace in weights."""
+    folder = snnhub.pack(tmp_path / "net", model := made(), license="mit", recipe=_of_a_model(tmp_path))
+    results = measured(tmp_path / "r.json", model)
+    same = made(num_steps=2, grad_method="bptt")
+    same.load_state_dict(model.state_dict())
+    assert snnhub.digest(same) == snnhub.digest(model)
+    for other in (made(seed=1), made(decay=0.4), made(reset="soft")):
+        with pytest.raises(InputError, match="of other weights than these, or of another neuron"):
+            snnhub.pack(folder, results=[measured(tmp_path / "other.json", other)])
+    with pytest.raises(InputError, match="two of these files are of the same"):
+        snnhub.pack(folder, results=[results, results])
+    teacher = measured(tmp_path / "t.json", model, name="cifar_resnet18")
+    for recipe, expected in (("", None), ("teacher: cifar_resnet20\n", "cifar_resnet20")):
+        (tmp_path / "other.yaml").write_text(f"model: snn_resnet20_t4\n{recipe}")
+        with pytest.raises(InputError, match=f"are of a cifar_resnet18, the recipe's teacher is {expected}"):
+            snnhub.pack(folder, results=[results], teacher_results=teacher, recipe=tmp_path / "other.yaml")
+    card = snnhub.pack(tmp_path / "snn_resnet20_t4.c10", model, license="mit", results=[results]) / "README.md"
+    assert "model-index" not in card.read_text() and "CIFAR-10" not in card.read_text()  # it has seven classes
+
+
+def test_a_card_of_ones_own_stays(tmp_path, caplog):
+    folder = snnhub.pack(tmp_path / "net", made(), license="mit")
+    (folder / "README.md").write_text("my card")
+    snnhub.pack(folder, license="apache-2.0")
+    assert (folder / "README.md").read_text() == "my card" and "stays as it is" in caplog.text
+    assert json.loads((folder / "config.json").read_text())["pretrained_cfg"]["license"] == "apache-2.0"
+
+
+def test_cards_say_where_a_run_began(tmp_path):
+    """And nothing of branches where nobody taught; the names of classes stay."""
+    options = dict(teacher=None, model="hf-hub:me/before", pretrained=True, branches="main")
+    run = checkpoint_of_a_run(tmp_path / "x.pth.tar", model := made(), **options)
+    model.pretrained_cfg["label_names"] = list("abcdefg")
+    folder = snnhub.pack(tmp_path / "net", model, snnhub.Run(load(run)["options"]), license="mit")
+    card = (folder / "README.md").read_text()
+    assert "| started from | the pretrained weights of `hf-hub:me/before` |" in card and "branches" not in card
+    assert yaml.safe_load(card.split("---\n")[1])["base_model"] == "me/before"
+    assert json.loads((folder / "config.json").read_text())["label_names"] == list("abcdefg")
+    checkpoint_of_a_run(run, model, model="local-dir:net")
+    assert snnhub.Run(load(run)["options"]).recipe["model"] == "local-dir:net"
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
 
 
 # --- the folders that ship --------------------------------------------------------------------------------------------
@@ -194,3 +243,24 @@ def test_folders_are_complete(folder):
         assert (folder / "model.safetensors").stat().st_size < 8e6
     assert timm.create_model(f"local-dir:{folder}", device="meta").num_classes == config["num_classes"]
     assert "recipe.yaml" in names or ".ann_" in folder.name
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_the_code_in_a_card_makes_the_model(folder, monkeypatch):
+    """Without weights that are not there yet: an initialisation's are on the Hub."""
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    create_model = timm.create_model
+    config = json.loads((folder / "config.json").read_text())
+
+    def offline(name, pretrained=False, **kwargs):
+        assert pretrained == ("sha256" in config or "initialisation" in config)
+        return create_model(name.removeprefix("hf-hub:snnzoo/"), **kwargs)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    made = {}
+    if "imagenet" not in json.dumps(config["model_args"]):  # those take long
+        exec(code, made)
+        assert made["logits"].shape == (1, config["num_classes"])
+    else:
+        exec(code.replace("logits =", "#"), made)
+        assert made["model"].num_classes == config["num_classes"]

@@ -16,18 +16,23 @@ from snnzoo.models._pretrained import CONFIG, WEIGHTS, read_config
 
 RECIPE, RESULTS = "recipe.yaml", "results.json"
 
-# The data set that a tag begins with the name of: title, Hub id if it has a slash.
+# The data set that a tag begins with the name of: title, Hub id if it has a slash, classes.
 DATASETS = {
-    "c10": ("CIFAR-10", "uoft-cs/cifar10"),
-    "c100": ("CIFAR-100", "uoft-cs/cifar100"),
-    "in1k": ("ImageNet-1k", "ILSVRC/imagenet-1k"),
-    "c10dvs": ("CIFAR10-DVS", "cifar10-dvs"),
+    "c10": ("CIFAR-10", "uoft-cs/cifar10", 10),
+    "c100": ("CIFAR-100", "uoft-cs/cifar100", 100),
+    "in1k": ("ImageNet-1k", "ILSVRC/imagenet-1k", 1000),
+    "c10dvs": ("CIFAR10-DVS", "cifar10-dvs", 10),
 }
+
+# In every card of ours, where no reader sees it; a card without it is somebody's own.
+MARK = "<!-- written by `snnzoo pack`, which writes it anew: remove this line to keep a text of your own -->"
 
 _TEMPLATE = """\
 ---
 {metadata}
 ---
+
+{mark}
 
 # {name}
 
@@ -70,7 +75,7 @@ def render(folder: Path, repo: str) -> str:
 
     Args:
         folder: with ``config.json``, and ``recipe.yaml`` and ``results.json`` if there are any.
-        repo: the Hub repository that the card is for.
+        repo: the Hub repository that the card is for, ``owner/name`` or ``owner/name@revision``.
 
     Raises:
         InputError: a file is missing or malformed, or the results are of other weights.
@@ -79,13 +84,14 @@ def render(folder: Path, repo: str) -> str:
     recipe, results = read_recipe(folder / RECIPE), read_results(folder)
     if results and results["sha256"] != config.get("sha256"):
         raise InputError(f"{str(folder / RESULTS)!r} was measured on other weights than {str(folder)!r} holds")
-    name, has_weights = repo.split("/")[-1], (folder / WEIGHTS).is_file()
+    name, has_weights = repo.split("/")[-1].partition("@")[0], (folder / WEIGHTS).is_file()
     return _TEMPLATE.format(
+        mark=MARK,
         metadata=_metadata(name, config, recipe, results),
         name=name,
         summary=_summary(config, recipe, has_weights),
         model=_table(_facts(config)),
-        results=_results(results),
+        results=_results(results, has_weights),
         training=_training(name, config, recipe, results),
         arguments=_arguments(name, repo, config, has_weights),
         input_size=", ".join(map(str, config["pretrained_cfg"]["input_size"])),
@@ -127,7 +133,11 @@ def _arguments(name: str, repo: str, config: Mapping[str, Any], has_weights: boo
     """Of the ``create_model`` that makes this model; from the Hub if it has weights there."""
     if has_weights:
         return f'"hf-hub:{repo}", pretrained=True'
-    return f'"{name}", pretrained=True' if "initialisation" in config else f'"{config["architecture"]}"'
+    if "initialisation" in config:
+        return f'"{name}", pretrained=True'
+    # a tag knows its number of classes and its input
+    known = name.startswith(f"{config['architecture']}.") and name in timm.list_models(include_tags=True)
+    return f'"{name if known else config["architecture"]}"'
 
 
 def _tag(config: Mapping[str, Any]) -> str:
@@ -135,7 +145,9 @@ def _tag(config: Mapping[str, Any]) -> str:
 
 
 def _dataset(config: Mapping[str, Any]) -> tuple[str, str] | None:
-    return DATASETS.get(_tag(config).removeprefix(INITIALISATION).split("_")[0])
+    """Title and id of the data set that the tag names, if the model has its number of classes."""
+    *named, classes = DATASETS.get(_tag(config).removeprefix(INITIALISATION).split("_")[0], (None,))
+    return tuple(named) if classes == config["num_classes"] else None
 
 
 def _metadata(name: str, config: Mapping, recipe: Mapping, results: Mapping) -> str:
@@ -154,11 +166,17 @@ def _metadata(name: str, config: Mapping, recipe: Mapping, results: Mapping) -> 
         pipeline_tag="image-classification",
         tags=["timm", "image-classification", "snnzoo", "spiking-neural-network"],
         datasets=[dataset[1]] if dataset and "/" in dataset[1] else None,
-        base_model=config.get("initialisation"),
+        base_model=config.get("initialisation") or _base_model(recipe),
         model_name=name,
         eval_results=evaluation,
     )
     return data.to_yaml(line_break="\n").strip()
+
+
+def _base_model(recipe: Mapping) -> str | None:
+    """The Hub's model that a run went on with."""
+    source, _, hub_id = str(recipe.get("model")).partition(":")
+    return hub_id.partition("@")[0] if source == "hf-hub" and recipe.get("pretrained") else None
 
 
 def _default_row(run: list[Mapping], config: Mapping) -> Mapping | None:
@@ -179,7 +197,7 @@ def _summary(config: Mapping, recipe: Mapping, has_weights: bool) -> str:
         )
     text = f"{kind} for {dataset[0] if dataset else 'image classification'}, a model of the timm family `snnzoo`"
     if recipe.get("teacher"):
-        text += f", distilled from `{recipe['teacher']}`"
+        text += f", {'' if has_weights else 'to be '}distilled from `{recipe['teacher']}`"
     return text + "." + ("" if has_weights else " **There are no weights yet**: this is its recipe.")
 
 
@@ -207,9 +225,9 @@ def _table(rows: Mapping[str, Any]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
 
 
-def _results(results: Mapping) -> str:
+def _results(results: Mapping, has_weights: bool) -> str:
     if not results.get("runs"):
-        return "Nothing has been measured with these weights."
+        return "Nothing has been measured with these weights." if has_weights else "No weights, so no results."
     runs = results["runs"]
     stages = [key for key in runs[0][0] if key.startswith("rate_")]
     head = ["T", "top-1 %", "top-5 %", "images", *(f"rate {key.removeprefix('rate_')}" for key in stages)]
@@ -249,7 +267,10 @@ def _training(name: str, config: Mapping, recipe: Mapping, results: Mapping) -> 
         command += " --teacher-checkpoint FILE"
     if "initial_checkpoint" in recipe:
         command += " --initial-checkpoint FILE"
-    facts = {
+    if not teacher:
+        recipe = {key: value for key, value in recipe.items() if key != "branches"}
+    facts = {"started from": f"the pretrained weights of `{recipe['model']}`"} if recipe.get("pretrained") else {}
+    facts |= {
         label: f"`{recipe[key]}`"
         for key, label in {
             "teacher": "teacher",

@@ -8,7 +8,6 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import torch
 import yaml
 from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf  # the half of timm's save_for_hf that writes no weights
-from timm.models._input import get_model_args
 from timm.utils import unwrap_model
 from torch import nn
 
@@ -25,14 +23,11 @@ from snnzoo.errors import InputError
 from snnzoo.files import atomic_path, copy, write_atomically
 from snnzoo.hub import cards
 from snnzoo.hub.cards import RECIPE, RESULTS
+from snnzoo.hub.identity import model_args
 from snnzoo.hub.measurements import check_measurements, read_measurements
 from snnzoo.hub.run import Run
-from snnzoo.layers import LIF
-from snnzoo.models._base import StagedNet
 from snnzoo.models._cfgs import INITIALISATION
 from snnzoo.models._pretrained import CONFIG, WEIGHTS, in_folder, read_config, sha256
-from snnzoo.models._spiking import SpikingModel
-from snnzoo.neurons import Surrogate
 from snnzoo.weights import create_model, made_with
 
 _logger = logging.getLogger(__name__)
@@ -42,32 +37,6 @@ LICENSE = "LICENSE"  # the notice that a licence wants beside the weights, where
 FILES = (CONFIG, WEIGHTS, CARD, RECIPE, RESULTS, LICENSE)
 
 _NO_LICENCE = "the weights need a licence, such as license='apache-2.0': nobody may use them without"
-
-
-def model_args(model: nn.Module) -> dict[str, Any]:
-    """The arguments that make ``model`` again, with those of its neurons and what was changed since, as JSON has them.
-
-    Raises:
-        InputError: one has no form in JSON.
-    """
-    own = {"stem": model.stem} if isinstance(model, StagedNet) else {}
-    if isinstance(model, SpikingModel):
-        neuron = next(module.params for module in model.modules() if isinstance(module, LIF))
-        surrogate = neuron.surrogate
-        own |= dict(
-            num_steps=model.num_steps,
-            grad_method=model.grad_method,
-            decay=neuron.decay,
-            threshold=neuron.threshold,
-            reset=neuron.reset,
-            detach_reset=neuron.detach_reset,
-            surrogate=surrogate.name if surrogate == Surrogate(surrogate.name) else asdict(surrogate),
-        )
-    args = get_model_args(model, own)
-    try:
-        return json.loads(json.dumps(args))
-    except TypeError as error:
-        raise InputError(f"an argument that {type(model).__name__} was made with has no JSON form: {error}") from error
 
 
 def pack(
@@ -120,15 +89,17 @@ def pack(
     if measured and not has_weights:
         raise InputError(f"results are of weights, and {str(folder)!r} has none: give the checkpoint")
     if measured:
-        of = create_model(f"local-dir:{folder}", device="meta") if described is None else described
-        check_measurements(measured, of)
+        of = create_model(f"local-dir:{folder}", pretrained=True) if described is None else described
+        check_measurements(measured, of, options)
     # everything has been read: from here on it is written
     folder.mkdir(parents=True, exist_ok=True)
     if recipe:
         copy(Path(recipe), folder / RECIPE)
     elif run.options:
         write_atomically(folder / RECIPE, yaml.safe_dump(run.recipe, sort_keys=False))
-    (folder / CARD).unlink(missing_ok=True)  # rather none than one with the numbers of other weights
+    ours = not (folder / CARD).is_file() or cards.MARK in (folder / CARD).read_text(encoding="utf-8")
+    if ours:
+        (folder / CARD).unlink(missing_ok=True)  # rather none than one with the numbers of other weights
     if model is not None:
         weights = {key: value.detach().cpu().contiguous() for key, value in described.state_dict().items()}
         with atomic_path(folder / WEIGHTS) as temporary:
@@ -142,7 +113,10 @@ def pack(
     if measured:
         facts = {"sha256": in_folder(folder).config["sha256"], "epoch": run.epoch, "averaged": run.averaged}
         write_atomically(folder / RESULTS, json.dumps(facts | measured, indent=2) + "\n")
-    write_card(folder, repo)
+    if ours:
+        write_card(folder, repo)
+    else:
+        _logger.warning("%s is not one that `snnzoo pack` has written, and stays as it is", folder / CARD)
     return folder
 
 
@@ -191,6 +165,9 @@ def _write_config(
         extra["initialisation"] = timm.get_pretrained_cfg(f"{architecture}.{tag}").hf_hub_id
     elif (model.pretrained_cfg.get("tag") or "").startswith(INITIALISATION):
         described["description"] = None  # it is no initialisation any more
+    if len(model.pretrained_cfg.get("label_names") or ()) == model.num_classes:  # else they were of other classes
+        labels = ("label_names", "label_descriptions")
+        extra |= {key: model.pretrained_cfg[key] for key in labels if model.pretrained_cfg.get(key)}
     with atomic_path(folder / CONFIG) as temporary:
         save_config_for_hf(model, temporary, extra, arguments, data_config)
 

@@ -46,7 +46,7 @@ class Run:
             if key in _FILES_OF_WEIGHTS:
                 kept[key] = Path(value).name
             elif str(value).startswith(_LOCAL):
-                kept[key] = _LOCAL + Path(value).name
+                kept[key] = _LOCAL + Path(value.removeprefix(_LOCAL)).name
         return kept
 
     @property
@@ -70,8 +70,8 @@ def load(
     Raises:
         InputError: the file cannot be read, or nobody says which model it is.
     """
-    options, epoch = read_run(checkpoint)
-    name = name or options.get("model")
+    options, epoch, arch = read_run(checkpoint)
+    name = name or arch
     if not name:
         raise InputError(f"checkpoint {str(checkpoint)!r} does not say which model it is of: give the model's name")
     kwargs = {"grad_method": options.get("grad_method")} | kwargs

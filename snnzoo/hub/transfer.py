@@ -19,7 +19,7 @@ from snnzoo.errors import InputError
 from snnzoo.files import copy
 from snnzoo.hub.cards import RECIPE, RESULTS
 from snnzoo.hub.packing import CARD, FILES, LICENSE, copy_packed, pack, validate
-from snnzoo.models._pretrained import HUB_CONFIGS, SHIPPED, hub_errors, on_hub, organisation
+from snnzoo.models._pretrained import CONFIG, HUB_CONFIGS, SHIPPED, hub_errors, on_hub, organisation
 from snnzoo.version import __version__
 
 _logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def push(
         source: a model, or a folder from :func:`pack`.
         repo: ``owner/name``, made if it does not exist. With a name ``<model>.<tag>`` and the owner in
             ``SNNZOO_HUB_ORG``, ``create_model('<model>.<tag>', pretrained=True)`` finds it.
-        private: make it private, if it is made.
+        private: make it private; one that exists must be.
         revision: branch, made if it does not exist; main by default.
         token: of the Hub; by default from HF_TOKEN or ``hf auth login``.
         dry_run: do everything but talk to the Hub.
@@ -69,15 +69,16 @@ def push(
         InputError: the checkpoint does not come back as it was, or the Hub refuses it or cannot be reached.
     """
     name = _name_in(repo)
+    to = f"{repo}@{revision}" if revision else repo
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / name
         model = source if isinstance(source, nn.Module) else None
         if model is not None:
-            pack(folder, model, repo=repo, **details)
+            pack(folder, model, repo=to, **details)
         elif details:
             raise InputError(f"{', '.join(details)}: a folder is pushed as it is, pack({str(source)!r}, …) changes it")
         else:
-            copy_packed(Path(source), folder, repo)
+            copy_packed(Path(source), folder, to)
         validate(folder, model)
         files = {file: (folder / file).stat().st_size for file in FILES if (folder / file).is_file()}
         url = None if dry_run else _commit(folder, files, repo, private, revision, token, message)
@@ -102,15 +103,20 @@ def _commit(
     api = HfApi(token=(token or "").strip() or None, library_name="snnzoo", library_version=__version__)
     with hub_errors(repo):
         api.create_repo(repo, private=private or None, exist_ok=True)
+        if private and api.repo_info(repo).private is False:
+            raise InputError(f"the Hub's {repo!r} exists and is public: make it private on its page, or leave that out")
         if revision:
             api.create_branch(repo, branch=revision, exist_ok=True)
         for attempt in range(6):
             try:
-                there = api.list_repo_files(repo, revision=revision)
+                parent = api.repo_info(repo, revision=revision).sha
+                there = api.list_repo_files(repo, revision=parent)
                 # What came with other weights does not belong to these.
                 operations = [CommitOperationDelete(file) for file in FILES if file in there and file not in files]
                 operations += [CommitOperationAdd(file, folder / file) for file in files]
-                commit = api.create_commit(repo, operations, commit_message=message, revision=revision)
+                commit = api.create_commit(
+                    repo, operations, commit_message=message, revision=revision, parent_commit=parent
+                )
                 return commit.commit_url
             except HfHubHTTPError as error:
                 # somebody else's commit came in between
@@ -138,9 +144,18 @@ def pull(repo: str, revision: str | None = None, folder: str | Path | None = Non
     if revision and "@" in repo:
         raise InputError(f"{repo!r} names a revision, and so does revision={revision!r}: name one")
     repo = repo if "/" in repo else f"{organisation()}/{repo}"
-    found = on_hub(f"{repo}@{revision}" if revision else repo)
-    here = found.file.parent
-    at_commit = dict(repo_id=repo.partition("@")[0], revision=here.name)
+    name, _, named_revision = repo.partition("@")
+    revision = revision or named_revision or None
+    here = on_hub(f"{name}@{revision}" if revision else name).file.parent
+    at_commit = dict(repo_id=name, revision=here.name)
+    try:
+        with hub_errors(repo):
+            newest = HfApi().repo_info(name, revision=revision).sha
+    except InputError as error:  # its client then takes what it has without a word
+        _logger.warning("%s is as the cache has it, commit %.8s: %s", repo, here.name, error)
+    else:
+        if newest != here.name:
+            _logger.warning("%s is as the cache has it, commit %.8s: the newest is %.8s", repo, here.name, newest)
     # Of a commit the cache knows for good what it has and has not.
     beside = (CARD, RECIPE, RESULTS, LICENSE)
     unknown = [file for file in beside if try_to_load_from_cache(filename=file, **at_commit) is None]
@@ -158,8 +173,11 @@ def pull(repo: str, revision: str | None = None, folder: str | Path | None = Non
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{str(folder)!r} is a file: name a folder to copy to")
+    there = [file for file in FILES if (folder / file).is_file()]
+    if there and CONFIG not in there:
+        raise InputError(f"folder {str(folder)!r} has a {there[0]} and is no checkpoint's: name another folder")
     fetched = [file for file in FILES if (here / file).is_file()]
-    strange = [file for file in FILES if (folder / file).is_file() and file not in fetched]
+    strange = [file for file in there if file not in fetched]
     if strange:
         raise InputError(
             f"folder {str(folder)!r} has {', '.join(strange)}, which {repo} has not: name another folder, lest they mix"

@@ -26,7 +26,12 @@ TAGS = {
 }
 
 
-TAGS["ann_in1k"] = TAGS["in1k"] | dict(description="An initialisation: the weights of timm's ANN of the same shape.")
+# Prepared as timm prepares images for those weights.
+TAGS["ann_in1k"] = TAGS["in1k"] | dict(
+    description="An initialisation: the weights of timm's ANN of the same shape.",
+    crop_pct=0.95,
+    interpolation="bicubic",
+)
 
 
 def cfgs(
@@ -46,12 +51,11 @@ def cfgs(
     rows = {tag: {} for tag in others} | ({"ann_in1k": dict(hf_hub_id=ann)} if ann else {}) | {default: {}}
     return {
         f"{name}.{tag}{'*' if tag == default else ''}": dict(
-            interpolation="bilinear",
             first_conv="conv1",
             classifier="fc",
             license="apache-2.0",
             pool_size=tuple(-(-size // reduction) for size in TAGS[tag]["input_size"][1:]),
-            **{**TAGS[tag], **source, **_shipped(f"{name}.{tag}"), **overrides},
+            **{"interpolation": "bilinear", **TAGS[tag], **source, **_shipped(f"{name}.{tag}"), **overrides},
         )
         for name in names
         for tag, source in rows.items()

@@ -17,6 +17,7 @@ from typing import Any
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
+    GatedRepoError,
     HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
@@ -225,6 +226,8 @@ def hub_errors(hub_id: str) -> Iterator[None]:
 
 def as_input_error(error: Exception, hub_id: str) -> InputError:
     """What an error of the Hub's client means to the caller."""
+    if isinstance(error, GatedRepoError):
+        return InputError(f"the Hub's {hub_id!r} is gated: ask for access on its page, and use your token (HF_TOKEN)")
     if isinstance(error, RepositoryNotFoundError):
         return InputError(
             f"the Hub has no repository {hub_id!r} that you may use: it does not exist, or it is private and the token "
