@@ -12,15 +12,15 @@ import timm
 import torch
 from hub_checkpoints import FAMILIES, assert_no_pickle, checkpoint_of_a_run, is_pickle, logits, made, measured, put
 from hub_server import TOKEN
-from huggingface_hub import constants, model_info
+from huggingface_hub import HfApi, constants, model_info
 from safetensors.torch import save_file
 
 from snnzoo import InputError, cli
 from snnzoo import hub as snnhub
 from snnzoo.distill import AnnGuidedDistillationTask
 from snnzoo.distill.teacher import create_teacher
-from snnzoo.hub import packing
-from snnzoo.models._pretrained import SHIPPED
+from snnzoo.hub import packing, transfer
+from snnzoo.models._pretrained import SHIPPED, on_hub
 from snnzoo.neurons import Surrogate
 from snnzoo.weights import create_model
 
@@ -119,6 +119,7 @@ def test_push_is_one_commit_of_safetensors(hub, owner, tmp_path, capfd):
     assert again.url and set(repo.refs) == {"main", "v2"}
     folder = snnhub.pull("me/snn_resnet20_t4.c10", "v2", tmp_path / "net")
     assert folder == tmp_path / "net" and {path.name for path in folder.iterdir()} == set(pushed.files)
+    assert '"hf-hub:me/snn_resnet20_t4.c10@v2"' in (folder / "README.md").read_text()  # main may have other weights
     local = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     assert torch.equal(logits(local), logits(model))
     out = capfd.readouterr()
@@ -239,6 +240,65 @@ def test_pull_says_what_it_does_not_get(hub, owner, impatient, caplog):
     (file := Path(constants.HF_HUB_CACHE) / "file").touch()
     with pytest.raises(InputError, match="is a file: name a folder"):
         snnhub.pull("me/known", folder=file)
+
+
+def test_pull_leaves_other_peoples_files_alone(hub, owner, tmp_path):
+    snnhub.push(made(), "me/net", license="mit")
+    (tmp_path / "README.md").write_text("of my project")
+    with pytest.raises(InputError, match="has a README.md and is no checkpoint's"):
+        snnhub.pull("me/net", folder=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    assert (tmp_path / "README.md").read_text() == "of my project"
+
+
+def test_pull_says_that_the_cache_is_behind(hub, owner, monkeypatch, caplog):
+    """As the client does, if the Hub answers a file's address with an error."""
+    snnhub.push(made(), "me/net", license="mit")
+    old = snnhub.pull("me/net").name
+    assert not caplog.text
+    snnhub.push(made(seed=1), "me/net", license="mit")
+    monkeypatch.setattr(transfer, "on_hub", lambda name: on_hub(f"{name}@{old}"))
+    assert snnhub.pull("me/net").name == old
+    assert f"commit {old[:8]}: the newest is {hub.repos['me/net'].refs['main'][:8]}" in caplog.text
+
+
+def test_private_is_not_taken_for_granted(hub, owner):
+    snnhub.push(made(), "me/net", license="mit")
+    commits = dict(hub.repos["me/net"].commits)
+    with pytest.raises(InputError, match="'me/net' exists and is public"):
+        snnhub.push(made(seed=1), "me/net", license="mit", private=True)
+    assert hub.repos["me/net"].commits == commits
+
+
+def test_a_push_between_looking_and_committing(hub, owner, tmp_path, monkeypatch):
+    """Nothing of theirs stays beside weights that it is not of."""
+    theirs, ours = made(seed=1), made(seed=2)
+    results = [measured(tmp_path / "r.json", theirs)]
+    snnhub.push(made(), "me/net", license="mit")
+    create_commit, waiting = HfApi.create_commit, [True]
+
+    def late(*args, **kwargs):
+        if waiting:
+            waiting.clear()
+            snnhub.push(theirs, "me/net", license="mit", results=results)
+        return create_commit(*args, **kwargs)
+
+    monkeypatch.setattr(HfApi, "create_commit", late)
+    snnhub.push(ours, "me/net", license="mit")
+    repo = hub.repos["me/net"]
+    assert len(repo.commits) == 4
+    assert set(repo.commits[repo.refs["main"]]) == {".gitattributes", "README.md", "config.json", "model.safetensors"}
+    assert torch.equal(logits(create_model("hf-hub:me/net", pretrained=True).eval()), logits(ours))
+
+
+def test_averaged_weights_are_not_passed_over_in_silence(hub, owner, tmp_path, capsys, caplog):
+    run = checkpoint_of_a_run(tmp_path / "x.pth.tar", model := made())
+    torch.save(torch.load(run, weights_only=True) | {"state_dict_ema": model.state_dict()}, run)
+    cli.main(f"push {run} --repo me/net --license mit --dry-run".split())
+    assert "has averaged weights, too: --use-ema" in caplog.text
+    caplog.clear()
+    cli.main(f"push {run} --repo me/net --license mit --dry-run --use-ema".split())
+    assert not caplog.text
 
 
 def test_two_pushes_at_once(hub, owner):

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 import train_distill
 import validate
-from snnzoo import InputError
+from snnzoo import InputError, hub
 from snnzoo.data.batches import SeededDataset
 from snnzoo.weights import create_model
 
@@ -156,6 +156,23 @@ def test_what_a_run_inherits_from_pretrained_weights_is_in_its_options(digits, t
     assert told["model_kwargs"] == {"shortcut": "pad", "decay": 0.5, "detach_reset": False}
     assert (told["grad_method"], told["num_steps"]) == ("bptt", None)
     assert measured(last, digits, "--model", "snn_resnet20_t4") == pytest.approx(rows(tmp_path / "run")[0]["eval_loss"])
+
+
+def test_a_run_of_a_model_with_a_source_needs_it_no_more(digits, tmp_path):
+    """hf-hub:… and local-dir:… bring arguments, which may change there, or be gone."""
+    shape = dict(depths=[1, 1], channels=[8, 16], decay=0.9, num_steps=3, in_chans=1, num_classes=10)
+    model = timm.create_model("snn_resnet20_t2", **shape)
+    folder = hub.pack(tmp_path / "net", model, license="mit")
+    fixed = f"{INHERITS} --data-dir {digits} --output {tmp_path} --experiment run --input-size 1 8 8".split()
+    train_distill.main([*fixed, "--model", f"local-dir:{folder}", "--pretrained"])
+    last = tmp_path / "run/last.pth.tar"
+    assert load(last)["arch"] == "snn_resnet20_t2"
+    told = load(last)["options"]
+    assert told["model_kwargs"] == {"depths": [1, 1], "channels": [8, 16], "decay": 0.9} and told["num_steps"] == 3
+    shutil.rmtree(folder)
+    again, run = hub.load(last)
+    assert hub.model_args(again) == hub.model_args(model) and run.recipe["model"] == "local-dir:net"
+    assert measured(last, digits, "--model", "snn_resnet20_t2") == pytest.approx(rows(tmp_path / "run")[0]["eval_loss"])
 
 
 def test_a_run_from_plain_weights_inherits_nothing(tmp_path):
