@@ -114,13 +114,16 @@ def open_device(name: str) -> torch.device:
     return device
 
 
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_OF_THE_DISK = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),  # of a path that cannot be
+)
 
 
 def run(main: Callable[[], None], name: str) -> None:
     """Run a script's main; an :class:`InputError` becomes one line and exit status 2, Ctrl-C status 130.
 
-    A disk that is full, or not to be written to, is an input error too.
+    A disk that is full or not to be written to, or a path that cannot be, is an input error too.
     """
     try:
         main()

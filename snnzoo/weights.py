@@ -140,9 +140,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise InputError(f"no checkpoint file at {str(path)!r}")
     try:
-        return load_checkpoint_metadata(str(path))
+        state = load_checkpoint_metadata(str(path))
     except (*_UNREADABLE, RuntimeError) as error:
         raise InputError(f"checkpoint {str(path)!r} cannot be read, it may be truncated: {error}") from error
+    if not isinstance(state, dict):
+        raise InputError(f"checkpoint {str(path)!r} holds a {type(state).__name__}, not weights by name")
+    return state
 
 
 def read_run(checkpoint: str | Path) -> tuple[dict[str, Any], int | None, str | None]:
