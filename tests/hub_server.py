@@ -23,6 +23,7 @@ TOKEN = "hf_secret_of_the_owner"  # of somebody who may write
 @dataclass
 class Repo:
     private: bool = False
+    gated: bool = False  # nobody has been granted access
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)  # files by name, of each commit
     refs: dict[str, str] = field(default_factory=dict)  # branch to commit
     lfs: set[str] = field(default_factory=set)  # names of files stored by LFS
@@ -122,6 +123,9 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self.server.repos.get(repo_id)
         if repo is None or (repo.private and not self.authorised):
             self.refuse(404 if self.authorised else 401, "RepoNotFound", "Repository not found")
+            return None
+        if repo.gated:
+            self.refuse(403, "GatedRepo", "Access to this repository is restricted")
             return None
         sha = repo.resolve(revision or "main")
         if sha is None:

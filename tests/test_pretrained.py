@@ -113,6 +113,12 @@ def test_a_private_repository(hub, monkeypatch, capfd):
     assert create_model("hf-hub:me/secret", pretrained=True).num_classes == 7
 
 
+def test_a_gated_repository(hub):
+    put(hub, "me/gated", made())
+    hub.repos["me/gated"].gated = True
+    assert "'me/gated' is gated: ask for access on its page" in refused("hf-hub:me/gated")
+
+
 def test_what_is_missing(hub):
     assert "no repository 'me/nothing'" in refused("hf-hub:me/nothing")
     assert "No pretrained weights exist for snn_resnet18_t4.c10" in refused("snn_resnet18_t4")

@@ -398,6 +398,8 @@ def test_damaged_checkpoints(digits, tmp_path):
         torn.write_bytes(good[:size])
         refuse("not a checkpoint of this script, or it is truncated", options(digits, tmp_path, "--resume", torn))
         refuse("cannot be read, it may be truncated", options(digits, tmp_path, "--initial-checkpoint", torn))
+    torch.save([1], torn)
+    refuse("holds a list, not weights by name", options(digits, tmp_path, "--initial-checkpoint", torn))
     weights = tmp_path / "torn.safetensors"
     save_file(timm.create_model("cifar_resnet20").state_dict(), weights)
     weights.write_bytes(weights.read_bytes()[:10_000])
