@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from snnzoo import layers
-from snnzoo.export.graph import LIF, Graph, Input, Output
+from snnzoo.export.graph import LIF, Graph, Input, Output, unused
 from snnzoo.models._spiking import encode
 from snnzoo.neurons import lif_step
 from snnzoo.rate import per_step, time_mean
@@ -73,7 +73,7 @@ def watch(model: nn.Module, images: Tensor) -> Run:
 
     def keep(name):
         def hook(module, args, output):
-            spikes[name] = output
+            spikes[unused(name, spikes)] = output
 
         return hook
 

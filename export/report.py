@@ -73,7 +73,9 @@ def as_text(report: dict[str, Any]) -> str:
         lines += [
             f"parity      {parity['images']} {report.get('parity_images', 'images')}: {parity['differing']} of "
             f"{parity['neuron_steps']:,} spikes differ on equal inputs, {parity['ties']} of them ties at the "
-            f"threshold; logits by {parity['logits']:.1e} of the largest; same class for {parity['same_top1']}"
+            f"threshold; logits by {parity['logits']:.1e} of the largest; same class for {parity['same_top1']}",
+            f"            {parity['model_differing']} of the model's own spikes differ from the graph's, "
+            f"{parity['model_ties']} of them ties; logits by {parity['model_logits']:.1e}",
         ]
     if parity and parity["neuron_steps"]:
         lines += [f"firing rate {100 * parity['spikes'] / parity['neuron_steps']:.2f} % of neurons at a step"]

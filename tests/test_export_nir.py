@@ -1,5 +1,6 @@
 """NIR files: read back by ourselves in a fresh process, and run by other frameworks."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -134,6 +135,18 @@ def test_a_difference_leaves_no_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(exporter, "interpret", wrong)
     with pytest.raises(ParityError, match="read back, is not what the model computes"):
+        export_nir(trained("snn_resnet20_t2", **HARD), tmp_path / "net.nir", SIZE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_that_is_not_the_models_leaves_no_file(tmp_path, monkeypatch):
+    def wrong(model, input_size):
+        model = copy.deepcopy(model)
+        model.layer1[0].conv1.weight.data *= 1.5
+        return trace(model, input_size)
+
+    monkeypatch.setattr(exporter, "trace", wrong)
+    with pytest.raises(ParityError, match="the graph behind .*, read back, is not what the model computes"):
         export_nir(trained("snn_resnet20_t2", **HARD), tmp_path / "net.nir", SIZE)
     assert not list(tmp_path.iterdir())
 

@@ -1,5 +1,6 @@
 """ONNX files, run by onnxruntime."""
 
+import copy
 import json
 import os
 import re
@@ -24,6 +25,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 import snnzoo.export.onnx as exporter  # noqa: E402
 from snnzoo.export.onnx import OnnxEngine, export_onnx  # noqa: E402
 from snnzoo.export.parity import ParityError  # noqa: E402
+from snnzoo.export.trace import trace  # noqa: E402
 
 SIZE = (3, 32, 32)
 
@@ -128,6 +130,21 @@ def test_a_difference_leaves_no_file(tmp_path, monkeypatch, capsys):
     assert target.read_text() == "the file of yesterday"
     with pytest.raises(ParityError):
         export_onnx(timm.create_model("snn_resnet20_t1", depths=(1,), channels=(4,)), target, (3, 8, 8))
+
+
+@pytest.mark.parametrize("name", ["snn_resnet20_t1", "cifar_resnet20"])
+def test_a_graph_that_is_not_the_models_leaves_no_file(tmp_path, monkeypatch, name):
+    """onnxruntime computes what was traced: only the model can tell."""
+
+    def wrong(model, input_size):
+        model = copy.deepcopy(model)
+        model.fc.weight.data *= 1.01
+        return trace(model, input_size)
+
+    monkeypatch.setattr(exporter, "trace", wrong)
+    with pytest.raises(ParityError, match="the graph behind .* is not what the model computes: .* 0 neurons"):
+        export_onnx(trained(name, **SMALL), tmp_path / "net.onnx", (3, 8, 8))
+    assert not list(tmp_path.iterdir())
 
 
 def wrong_run(run):
