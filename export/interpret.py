@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from snnzoo import layers
 from snnzoo.export.graph import LIF, Graph, Input, Output, unused
+from snnzoo.fused import uncompiled
 from snnzoo.models._spiking import encode
 from snnzoo.neurons import lif_step
 from snnzoo.rate import per_step, time_mean
@@ -67,6 +68,7 @@ def interpret(graph: Graph, images: Tensor, given: Mapping[str, Tensor] | None =
 
 
 @torch.no_grad()
+@uncompiled()
 def watch(model: nn.Module, images: Tensor) -> Run:
     """The same of the model itself, in evaluation mode."""
     spikes = {}

@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_weights
 
 from snnzoo.errors import InputError
+from snnzoo.fused import uncompiled
 
 
 @torch.no_grad()
+@uncompiled()
 def fuse(model: nn.Module, input_size: tuple[int, ...] | None = None) -> nn.Module:
     """A copy of a trained model with every batch norm that follows a convolution folded into it.
 
@@ -38,6 +40,7 @@ def fuse(model: nn.Module, input_size: tuple[int, ...] | None = None) -> nn.Modu
 
 
 @torch.no_grad()
+@uncompiled()
 def move_scales(model: nn.Module, input_size: tuple[int, ...] | None = None) -> None:
     """Move the scale of every batch norm that follows a convolution into it; the norm stays, and adds a bias.
 

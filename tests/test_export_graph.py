@@ -6,7 +6,7 @@ import torch
 from test_folding import trained
 from torch import nn
 
-from snnzoo import InputError, LIFParams, cli
+from snnzoo import InputError, LIFParams, cli, fused
 from snnzoo.data import data_config
 from snnzoo.export import graph as g
 from snnzoo.export.importers import lively
@@ -192,6 +192,15 @@ def test_a_layer_that_runs_twice():
     expected = watch(model, images)
     assert "layer1.0.act1_1" in expected.spikes
     assert compare(graph, images, expected, interpret(graph, images)).passed
+
+
+def test_nothing_is_compiled(monkeypatch):
+    """For a few images a compilation takes longer than it saves."""
+    monkeypatch.setattr(fused, "_backend", "compiled")
+    monkeypatch.setattr(fused, "_compiled", lambda fn: pytest.fail("it was compiled"))
+    model = timm.create_model("snn_resnet20_t2", **SMALL)
+    trace(model, (3, 8, 8))
+    watch(model, torch.randn(1, 3, 8, 8))
 
 
 def test_control_flow_is_named():
