@@ -5,7 +5,6 @@ file here is written for importers that step as ``u = decay v + I`` with ``dt = 
 exact there, and the discrete numbers (decay, threshold, reset, dt, T) are in the metadata as well.
 """
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from snnzoo.export.graph import (
 from snnzoo.export.interpret import interpret, watch
 from snnzoo.export.parity import compare, images_or_noise
 from snnzoo.export.report import make_report, write_report
-from snnzoo.export.trace import trace
+from snnzoo.export.trace import float_copy, trace
 from snnzoo.files import new_file
 from snnzoo.neurons import LIFParams
 from snnzoo.version import __version__
@@ -113,7 +112,7 @@ def export_nir(
     if target not in TARGETS:
         raise InputError(f"target must be one of {', '.join(TARGETS)}, got {target!r}")
     with new_file(path) as temporary:
-        model = copy.deepcopy(model).cpu().float().eval()
+        model = float_copy(model)
         graph = trace(model, input_size)
         if labels:
             graph.metadata["labels"] = labels

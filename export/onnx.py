@@ -1,6 +1,5 @@
 """ONNX files: unrolled over the time steps, or one step with explicit membranes for streaming."""
 
-import copy
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,7 +14,7 @@ from snnzoo.export.graph import Graph
 from snnzoo.export.interpret import Run, watch
 from snnzoo.export.parity import compare, images_or_noise
 from snnzoo.export.report import make_report, write_report
-from snnzoo.export.trace import trace
+from snnzoo.export.trace import float_copy, trace
 from snnzoo.files import new_file
 
 MODES = ("unrolled", "stateful")
@@ -78,7 +77,7 @@ def export_onnx(
         raise InputError("int8 needs --mode unrolled: calibration runs whole images, not single steps")
 
     with new_file(path) as temporary:
-        model = copy.deepcopy(model).cpu().float().eval()
+        model = float_copy(model)
         graph = trace(model, input_size)
         if labels:
             graph.metadata["labels"] = labels

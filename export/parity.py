@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from snnzoo.errors import InputError
 from snnzoo.export.graph import Graph
 from snnzoo.export.interpret import Run, interpret
 
@@ -76,8 +77,17 @@ class Parity:
 
 
 def images_or_noise(graph: Graph, images: torch.Tensor | None) -> tuple[torch.Tensor, str]:
-    """What to compare on, the images or three of noise if there are none, and what the report calls it."""
+    """What to compare on, the images or three of noise if there are none, and what the report calls it.
+
+    Raises:
+        InputError: images that the graph does not take, or none at all.
+    """
     if images is not None:
+        if images.ndim != 4 or images.shape[1:] != graph.input.shape or not len(images):
+            raise InputError(
+                f"images to compare on must be [B, {', '.join(map(str, graph.input.shape))}] with B at least 1, got "
+                f"{list(images.shape)}"
+            )
         return images, "real images"
     return torch.randn(3, *graph.input.shape, generator=torch.Generator().manual_seed(0)), "images of noise"
 

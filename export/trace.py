@@ -1,5 +1,7 @@
 """From a model to its graph: ``torch.fx`` follows the model's own forward, and each layer becomes a node."""
 
+import copy
+import itertools
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,7 +33,7 @@ from snnzoo.export.graph import (
     to_pair,
     unused,
 )
-from snnzoo.folding import fuse
+from snnzoo.folding import check_plain, fuse
 from snnzoo.models._blocks import PadShortcut
 from snnzoo.models._spiking import encode, pool_steps
 from snnzoo.models.spiking_sew_resnet import Connect
@@ -45,8 +47,8 @@ def trace(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> G
         input_size: ``(C, H, W)`` of the images; by default what the model's ``pretrained_cfg`` says.
 
     Raises:
-        InputError: a layer that the graph has no node for or that has a forward of its own, named by its path; or the
-            model does not take such images.
+        InputError: a layer that the graph has no node for or that has a forward of its own, named by its path; weights
+            that are not finite, pruned or parametrized; or the model does not take such images.
     """
     cfg = getattr(model, "pretrained_cfg", None) or {}
     if not (input_size or cfg):
@@ -55,7 +57,7 @@ def trace(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> G
         )
     input_size = tuple(input_size or (getattr(model, "in_chans", cfg["input_size"][0]), *cfg["input_size"][1:]))
     norms = {name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
-    model = fuse(model, input_size).float()
+    model = fuse(float_copy(model), input_size)
     left = {name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
     builder = _Builder(model, input_size)
     try:
@@ -75,6 +77,19 @@ def trace(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> G
         metadata={key: cfg.get(key) and adapt_to_chs(cfg[key], input_size[0]) for key in ("mean", "std")}
         | {"labels": cfg.get("label_names")},
     )
+
+
+def float_copy(model: nn.Module) -> nn.Module:
+    """A copy of a model in float32, on the CPU and in evaluation mode: what exporters work on.
+
+    Raises:
+        InputError: a weight is not finite, or computed from others.
+    """
+    check_plain(model)
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if not tensor.isfinite().all():
+            raise InputError(f"{name} has numbers that are not finite: export weights of before they diverged")
+    return copy.deepcopy(model).cpu().float().eval()
 
 
 class _Tracer(fx.Tracer):

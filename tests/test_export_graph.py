@@ -1,5 +1,7 @@
 """The graph: every family comes out, validated, and computes what the model computes."""
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -192,6 +194,23 @@ def test_a_layer_that_runs_twice():
     expected = watch(model, images)
     assert "layer1.0.act1_1" in expected.spikes
     assert compare(graph, images, expected, interpret(graph, images)).passed
+
+
+def test_half_a_models_digits_are_folded_in_full():
+    """As the command line does it, which makes models in float32."""
+    model = trained("snn_resnet20_t2", **SMALL).bfloat16()
+    ours, floats = trace(model, (3, 8, 8)), trace(copy.deepcopy(model).float(), (3, 8, 8))
+    for node, other in zip(ours, floats, strict=True):
+        assert all(map(torch.equal, node.tensors, other.tensors))
+    assert model.conv1.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["conv1.weight", "bn1.running_var", "fc.bias"])
+def test_what_is_not_finite_is_named(name):
+    model = timm.create_model("snn_resnet20_t2", **SMALL)
+    model.state_dict()[name][0] = torch.nan
+    with pytest.raises(InputError, match=f"{name} has numbers that are not finite"):
+        trace(model, (3, 8, 8))
 
 
 def test_nothing_is_compiled(monkeypatch):

@@ -183,6 +183,7 @@ NET = "snn_resnet20_t1 --input-size 3 8 8"
         (f"onnx {NET} -o file/x.onnx", "'file/x.onnx' cannot be written .*: name another file"),
         (f"onnx {NET} -o .", "'.' cannot be written .it is a folder."),
         (f"onnx {NET} -o pipe", "'pipe' cannot be written .it is no regular file."),
+        ("onnx snn_resnet20_t1 --input-size 3 -8 8 -o x.onnx", "--input-size must be at least 1 1 1, got 3 -8 8"),
         (f"onnx {NET} --pretrained -o x.onnx", "No pretrained weights exist"),
         (f"onnx {NET} --checkpoint none.pth -o x.onnx", "no checkpoint file at 'none.pth'"),
         (f"onnx {NET} --checkpoint other.safetensors -o x.onnx", "does not fit SpikingResNet"),
@@ -205,6 +206,14 @@ def test_bad_input(tmp_path, monkeypatch, capsys, command, message):
     error = capsys.readouterr().err
     assert re.search(message, error), error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "other.safetensors", "pipe"]
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 16, 16), (3, 8, 8), (2, 2, 3, 8, 8), (0, 3, 8, 8)])
+def test_images_that_do_not_fit(tmp_path, shape):
+    model = timm.create_model("snn_resnet20_t1", depths=(1,), channels=(4,))
+    with pytest.raises(InputError, match=r"images to compare on must be \[B, 3, 8, 8\] with B at least 1, got \["):
+        export_onnx(model, tmp_path / "net.onnx", (3, 8, 8), images=torch.zeros(shape))
+    assert not list(tmp_path.iterdir())
 
 
 def test_missing_extra(monkeypatch, tmp_path):

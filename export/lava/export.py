@@ -1,6 +1,5 @@
 """``snnzoo export lava`` and ``snnzoo simulate`` as functions."""
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from snnzoo.export.lava.quantization import Quantized, quantize
 from snnzoo.export.lava.reference import IntegerRun, simulate_integer
 from snnzoo.export.lava.simulator.network import CURRENT, LoihiNetwork, load, save
 from snnzoo.export.report import make_report, write_report
-from snnzoo.export.trace import trace
+from snnzoo.export.trace import float_copy, trace
 from snnzoo.files import new_file
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm")
@@ -56,7 +55,7 @@ def export_lava(
     """
     need_h5py()
     with new_file(path) as temporary:
-        model = copy.deepcopy(model).cpu().float().eval()
+        model = float_copy(model)
         graph = trace(model, input_size or tuple(calibration.shape[1:]))
         graph.metadata.update({k: v for k, v in (preprocessing or {}).items() if k in ("mean", "std")})
         if labels:
