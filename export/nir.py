@@ -30,9 +30,8 @@ from snnzoo.export.graph import (
 )
 from snnzoo.export.interpret import interpret, watch
 from snnzoo.export.parity import compare, images_or_noise
-from snnzoo.export.report import make_report, write_report
+from snnzoo.export.report import make_report, new_export, write_report
 from snnzoo.export.trace import float_copy, trace
-from snnzoo.files import new_file
 from snnzoo.neurons import LIFParams
 from snnzoo.version import __version__
 
@@ -111,7 +110,7 @@ def export_nir(
     nir = _nir()
     if target not in TARGETS:
         raise InputError(f"target must be one of {', '.join(TARGETS)}, got {target!r}")
-    with new_file(path) as temporary:
+    with new_export(path) as (temporary, *reports):
         model = float_copy(model)
         graph = trace(model, input_size)
         if labels:
@@ -133,7 +132,7 @@ def export_nir(
                 "PyTorch": accuracy(model),
                 "NIR, read back": accuracy(lambda x: interpret(loaded, x).logits),
             }
-    write_report(report, graph)
+        write_report(report, graph, temporary, *reports)
     return report
 
 

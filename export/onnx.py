@@ -13,9 +13,8 @@ from snnzoo.errors import InputError
 from snnzoo.export.graph import Graph
 from snnzoo.export.interpret import Run, watch
 from snnzoo.export.parity import compare, images_or_noise
-from snnzoo.export.report import make_report, write_report
+from snnzoo.export.report import make_report, new_export, write_report
 from snnzoo.export.trace import float_copy, trace
-from snnzoo.files import new_file
 
 MODES = ("unrolled", "stateful")
 OPSETS = range(13, 22)  # per-channel quantisation begins with 13; onnxruntime 1.18 ends with 21
@@ -76,7 +75,7 @@ def export_onnx(
     if calibration is not None and mode == "stateful":
         raise InputError("int8 needs --mode unrolled: calibration runs whole images, not single steps")
 
-    with new_file(path) as temporary:
+    with new_export(path) as (temporary, *reports):
         model = float_copy(model)
         graph = trace(model, input_size)
         if labels:
@@ -105,7 +104,7 @@ def export_onnx(
             report["changed"].append("weights, and what enters convolutions and linear layers, have 8 bits")
             if accuracy:
                 report["accuracy"]["onnxruntime, int8"] = accuracy(quantised)
-    write_report(report, graph)
+        write_report(report, graph, temporary, *reports)
     return report
 
 

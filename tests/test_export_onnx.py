@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -182,6 +183,9 @@ NET = "snn_resnet20_t1 --input-size 3 8 8"
         (f"onnx {NET} --int8 -o x.onnx", "--int8 needs images to calibrate on: give --data-dir"),
         (f"onnx {NET} -o file/x.onnx", "'file/x.onnx' cannot be written .*: name another file"),
         (f"onnx {NET} -o .", "'.' cannot be written .it is a folder."),
+        (f"onnx {NET} -o reports", r"'reports\.json' cannot be written .it is a folder."),
+        (f"onnx {NET} -o {'x' * 250}", r"^snnzoo: error: 'x{250}' cannot be written .File name too long.*\n$"),
+        (f"nir {NET} --model-kwargs reset=hard -o reports", r"'reports\.json' cannot be written .it is a folder."),
         (f"onnx {NET} -o pipe", "'pipe' cannot be written .it is no regular file."),
         ("onnx snn_resnet20_t1 --input-size 3 -8 8 -o x.onnx", "--input-size must be at least 1 1 1, got 3 -8 8"),
         (f"onnx {NET} --pretrained -o x.onnx", "No pretrained weights exist"),
@@ -199,13 +203,14 @@ def test_bad_input(tmp_path, monkeypatch, capsys, command, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     os.mkfifo("pipe")
+    Path("reports.json").mkdir()
     save_file(timm.create_model("snn_vgg11_t1", channels=(4, 4, 4, 4)).state_dict(), "other.safetensors")
     with pytest.raises(SystemExit) as exit_info:
         cli.main(f"export {command}".split())
     assert exit_info.value.code == 2
     error = capsys.readouterr().err
     assert re.search(message, error), error
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "other.safetensors", "pipe"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "other.safetensors", "pipe", "reports.json"]
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 16, 16), (3, 8, 8), (2, 2, 3, 8, 8), (0, 3, 8, 8)])

@@ -15,9 +15,8 @@ from snnzoo.export.lava.interpreter import need_h5py
 from snnzoo.export.lava.quantization import Quantized, quantize
 from snnzoo.export.lava.reference import IntegerRun, simulate_integer
 from snnzoo.export.lava.simulator.network import CURRENT, LoihiNetwork, load, save
-from snnzoo.export.report import make_report, write_report
+from snnzoo.export.report import make_report, new_export, write_report
 from snnzoo.export.trace import float_copy, trace
-from snnzoo.files import new_file
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm")
 
@@ -54,7 +53,7 @@ def export_lava(
             extra ``lava`` is not installed.
     """
     need_h5py()
-    with new_file(path) as temporary:
+    with new_export(path) as (temporary, *reports):
         model = float_copy(model)
         graph = trace(model, input_size or tuple(calibration.shape[1:]))
         graph.metadata.update({k: v for k, v in (preprocessing or {}).items() if k in ("mean", "std")})
@@ -76,7 +75,7 @@ def export_lava(
                 return simulate_integer(network, pixels, record=False).logits
 
             report["accuracy"] = {"PyTorch": accuracy(model), "Loihi integers": accuracy(integers)}
-    write_report(report, graph)
+        write_report(report, graph, temporary, *reports)
     return report
 
 
