@@ -358,8 +358,10 @@ def _restore(nir, node, name: str, inputs: tuple[str, ...]) -> Node:
         decay, threshold = float(node.metadata["decay"]), float(node.metadata["threshold"])
         params = LIFParams(decay, threshold, _text(node.metadata["reset"]))
         meant = _neurons(nir, params, node.v_threshold.shape)
-        for key in ("tau", "tau_mem", "v_threshold"):
-            if hasattr(node, key) and not np.allclose(getattr(node, key), getattr(meant, key), rtol=1e-9, atol=0):
+        if type(node) is not type(meant):
+            raise InputError(f"{name}: a {type(node).__name__} is not {params}, which its metadata names")
+        for key, value in vars(meant).items():
+            if isinstance(value, np.ndarray) and not np.allclose(getattr(node, key), value, rtol=1e-9, atol=0):
                 raise InputError(f"{name}: its {key} is not that of {params}, which its metadata names")
         return LIF(name, inputs, params)
     raise InputError(f"{name}: a {type(node).__name__} is nothing that snnzoo writes")

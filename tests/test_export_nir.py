@@ -161,10 +161,29 @@ def test_files_that_are_not_ours(tmp_path):
     nir.write(str(tmp_path / "other.nir"), other)
     with pytest.raises(InputError, match="was not written by snnzoo: its metadata lacks 'nodes'"):
         load(tmp_path / "other.nir")
-    graph = to_nir(trace(trained("snn_resnet20_t2", **HARD), SIZE))
-    graph.nodes["act1"].v_threshold = graph.nodes["act1"].v_threshold * 2
+
+
+@pytest.mark.parametrize(
+    ("reset", "key"),
+    [("hard", key) for key in ("tau", "r", "v_leak", "v_reset", "v_threshold")]
+    + [("soft", key) for key in ("tau_mem", "tau_syn", "r", "v_leak", "v_reset", "v_threshold", "w_in")],
+)
+def test_a_neuron_that_was_changed(tmp_path, reset, key):
+    """One of one layer is enough."""
+    graph = to_nir(trace(trained("snn_resnet20_t2", **SMALL, reset=reset), SIZE), "norse")
+    changed = getattr(graph.nodes["act1"], key).copy()
+    changed[2, 3, 4] += 0.5
+    setattr(graph.nodes["act1"], key, changed)
     nir.write(str(tmp_path / "changed.nir"), graph)
-    with pytest.raises(InputError, match="act1: its v_threshold is not that of"):
+    with pytest.raises(InputError, match=f"act1: its {key} is not that of"):
+        load(tmp_path / "changed.nir")
+
+
+def test_a_neuron_of_another_kind(tmp_path):
+    graph = to_nir(trace(trained("snn_resnet20_t2", **HARD), SIZE))
+    graph.nodes["act1"].metadata["reset"] = "soft"
+    nir.write(str(tmp_path / "changed.nir"), graph)
+    with pytest.raises(InputError, match="act1: a LIF is not LIFParams.*reset='soft'"):
         load(tmp_path / "changed.nir")
 
 
