@@ -147,14 +147,15 @@ def _nir():
 def refusals(graph: Graph, target: str) -> list[str]:
     """Why NIR, or its importer ``target``, cannot express the graph: each reason with its nodes; none if it can."""
     importer = TARGETS[target]
+    soft = [] if importer.soft else [name for name in TARGETS if TARGETS[name].soft and not refusals(graph, name)]
+    instead = f"exact with --target {', '.join(soft)}, or train" if soft else "train"
     reasons: dict[tuple[str, str], list[str]] = {}
     for node in graph:
         why = ""
         if isinstance(node, LIF):
             p = node.params
             if p.reset == "soft" and importer.soft is None:
-                others = ", ".join(name for name, other in TARGETS.items() if other.soft)
-                why = f"reset='soft': {importer.why_not}; exact with --target {others}, or train with reset='hard'"
+                why = f"reset='soft': {importer.why_not}; {instead} with reset='hard'"
             elif p.decay == 1:
                 why = "decay=1: a neuron without leak has no time constant that importers agree on"
             elif p.decay < importer.smallest_decay:

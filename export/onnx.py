@@ -90,8 +90,7 @@ def export_onnx(
         parity.check(f"{str(path)!r} in onnxruntime")
         report = make_report(
             graph, "onnx", path, parity, mode=mode, dynamic_batch=dynamic_batch, opset=opset,
-            int8=calibration is not None, nodes=len(proto.graph.node),
-            parity_images=kind,
+            int8=calibration is not None, parity_images=kind,
             versions={"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__, "torch": torch.__version__},
         )  # fmt: skip
         if accuracy:
@@ -104,6 +103,7 @@ def export_onnx(
             report["changed"].append("weights, and what enters convolutions and linear layers, have 8 bits")
             if accuracy:
                 report["accuracy"]["onnxruntime, int8"] = accuracy(quantised)
+        report["nodes"] = len(onnx.load(temporary).graph.node)
         write_report(report, graph, temporary, *reports)
     return report
 

@@ -99,6 +99,8 @@ def test_the_numbers_in_the_file(tmp_path):
             "snntorch",
             r"act1, .* \(lif\): .*reset_mechanism='zero'.*--target norse, spikingjelly",
         ),
+        ("snn_resnet34_t2", {}, "any", r"reset='soft': .* to zero; train with reset='hard'; maxpool"),
+        ("snn_resnet20_t2", dict(decay=0.0), "snntorch", r"reset='soft': .*exact with --target norse, or train"),
         ("snn_resnet20_t2", dict(reset="hard", decay=1.0), "any", r"act1, .* and 2 more \(lif\): decay=1"),
         ("snn_resnet20_t2", dict(reset="hard", decay=0.0), "spikingjelly", r"act1, .* \(lif\): decay=0"),
         ("snn_resnet20_t2", dict(reset="hard", decay=0.0), "any", r"act1, .* \(lif\): decay=0"),

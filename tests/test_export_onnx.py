@@ -167,6 +167,7 @@ def test_command_on_data_with_int8(tmp_path, capsys):
     assert 0 <= report["accuracy"]["onnxruntime, int8"] <= 100
     assert report["labels"] == list("0123456789")
     proto = onnx.load(target)
+    assert report["nodes"] == len(proto.graph.node)
     assert "DequantizeLinear" in {node.op_type for node in proto.graph.node}
     assert "accuracy    onnxruntime, int8" in capsys.readouterr().out
 
