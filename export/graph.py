@@ -5,7 +5,7 @@ and the output averages over time. Batch norms are gone: they are folded into th
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -342,6 +342,11 @@ class Graph:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
         return "\n".join(lines) + "\n"
+
+
+def unused(name: str, taken: Collection[str]) -> str:
+    """``name``, or for a layer that runs again ``name_1``, ``name_2``, …"""
+    return next(n for n in (name, *(f"{name}_{i}" for i in range(1, len(taken) + 2))) if n not in taken)
 
 
 def to_pair(value: int | Sequence[int]) -> Pair:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from snnzoo import layers
-from snnzoo.export.graph import LIF, Graph, Input, Output
+from snnzoo.export.graph import LIF, Graph, Input, Output, unused
+from snnzoo.fused import uncompiled
 from snnzoo.models._spiking import encode
 from snnzoo.neurons import lif_step
 from snnzoo.rate import per_step, time_mean
@@ -67,13 +68,14 @@ def interpret(graph: Graph, images: Tensor, given: Mapping[str, Tensor] | None =
 
 
 @torch.no_grad()
+@uncompiled()
 def watch(model: nn.Module, images: Tensor) -> Run:
     """The same of the model itself, in evaluation mode."""
     spikes = {}
 
     def keep(name):
         def hook(module, args, output):
-            spikes[name] = output
+            spikes[unused(name, spikes)] = output
 
         return hook
 

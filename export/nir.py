@@ -5,7 +5,6 @@ file here is written for importers that step as ``u = decay v + I`` with ``dt = 
 exact there, and the discrete numbers (decay, threshold, reset, dt, T) are in the metadata as well.
 """
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,9 +30,8 @@ from snnzoo.export.graph import (
 )
 from snnzoo.export.interpret import interpret, watch
 from snnzoo.export.parity import compare, images_or_noise
-from snnzoo.export.report import make_report, write_report
-from snnzoo.export.trace import trace
-from snnzoo.files import new_file
+from snnzoo.export.report import make_report, new_export, write_report
+from snnzoo.export.trace import float_copy, trace
 from snnzoo.neurons import LIFParams
 from snnzoo.version import __version__
 
@@ -112,8 +110,8 @@ def export_nir(
     nir = _nir()
     if target not in TARGETS:
         raise InputError(f"target must be one of {', '.join(TARGETS)}, got {target!r}")
-    with new_file(path) as temporary:
-        model = copy.deepcopy(model).cpu().float().eval()
+    with new_export(path) as (temporary, *reports):
+        model = float_copy(model)
         graph = trace(model, input_size)
         if labels:
             graph.metadata["labels"] = labels
@@ -134,7 +132,7 @@ def export_nir(
                 "PyTorch": accuracy(model),
                 "NIR, read back": accuracy(lambda x: interpret(loaded, x).logits),
             }
-    write_report(report, graph)
+        write_report(report, graph, temporary, *reports)
     return report
 
 
@@ -149,14 +147,15 @@ def _nir():
 def refusals(graph: Graph, target: str) -> list[str]:
     """Why NIR, or its importer ``target``, cannot express the graph: each reason with its nodes; none if it can."""
     importer = TARGETS[target]
+    soft = [] if importer.soft else [name for name in TARGETS if TARGETS[name].soft and not refusals(graph, name)]
+    instead = f"exact with --target {', '.join(soft)}, or train" if soft else "train"
     reasons: dict[tuple[str, str], list[str]] = {}
     for node in graph:
         why = ""
         if isinstance(node, LIF):
             p = node.params
             if p.reset == "soft" and importer.soft is None:
-                others = ", ".join(name for name, other in TARGETS.items() if other.soft)
-                why = f"reset='soft': {importer.why_not}; exact with --target {others}, or train with reset='hard'"
+                why = f"reset='soft': {importer.why_not}; {instead} with reset='hard'"
             elif p.decay == 1:
                 why = "decay=1: a neuron without leak has no time constant that importers agree on"
             elif p.decay < importer.smallest_decay:
@@ -360,8 +359,10 @@ def _restore(nir, node, name: str, inputs: tuple[str, ...]) -> Node:
         decay, threshold = float(node.metadata["decay"]), float(node.metadata["threshold"])
         params = LIFParams(decay, threshold, _text(node.metadata["reset"]))
         meant = _neurons(nir, params, node.v_threshold.shape)
-        for key in ("tau", "tau_mem", "v_threshold"):
-            if hasattr(node, key) and not np.allclose(getattr(node, key), getattr(meant, key), rtol=1e-9, atol=0):
+        if type(node) is not type(meant):
+            raise InputError(f"{name}: a {type(node).__name__} is not {params}, which its metadata names")
+        for key, value in vars(meant).items():
+            if isinstance(value, np.ndarray) and not np.allclose(getattr(node, key), value, rtol=1e-9, atol=0):
                 raise InputError(f"{name}: its {key} is not that of {params}, which its metadata names")
         return LIF(name, inputs, params)
     raise InputError(f"{name}: a {type(node).__name__} is nothing that snnzoo writes")

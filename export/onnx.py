@@ -1,6 +1,5 @@
 """ONNX files: unrolled over the time steps, or one step with explicit membranes for streaming."""
 
-import copy
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,9 +13,8 @@ from snnzoo.errors import InputError
 from snnzoo.export.graph import Graph
 from snnzoo.export.interpret import Run, watch
 from snnzoo.export.parity import compare, images_or_noise
-from snnzoo.export.report import make_report, write_report
-from snnzoo.export.trace import trace
-from snnzoo.files import new_file
+from snnzoo.export.report import make_report, new_export, write_report
+from snnzoo.export.trace import float_copy, trace
 
 MODES = ("unrolled", "stateful")
 OPSETS = range(13, 22)  # per-channel quantisation begins with 13; onnxruntime 1.18 ends with 21
@@ -77,8 +75,8 @@ def export_onnx(
     if calibration is not None and mode == "stateful":
         raise InputError("int8 needs --mode unrolled: calibration runs whole images, not single steps")
 
-    with new_file(path) as temporary:
-        model = copy.deepcopy(model).cpu().float().eval()
+    with new_export(path) as (temporary, *reports):
+        model = float_copy(model)
         graph = trace(model, input_size)
         if labels:
             graph.metadata["labels"] = labels
@@ -92,8 +90,7 @@ def export_onnx(
         parity.check(f"{str(path)!r} in onnxruntime")
         report = make_report(
             graph, "onnx", path, parity, mode=mode, dynamic_batch=dynamic_batch, opset=opset,
-            int8=calibration is not None, nodes=len(proto.graph.node),
-            parity_images=kind,
+            int8=calibration is not None, parity_images=kind,
             versions={"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__, "torch": torch.__version__},
         )  # fmt: skip
         if accuracy:
@@ -106,7 +103,8 @@ def export_onnx(
             report["changed"].append("weights, and what enters convolutions and linear layers, have 8 bits")
             if accuracy:
                 report["accuracy"]["onnxruntime, int8"] = accuracy(quantised)
-    write_report(report, graph)
+        report["nodes"] = len(onnx.load(temporary).graph.node)
+        write_report(report, graph, temporary, *reports)
     return report
 
 

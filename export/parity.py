@@ -1,14 +1,16 @@
-"""Whether an engine computes a graph: spike by spike, with ties at the threshold counted.
+"""Whether an engine and the model compute the same graph: spike by spike, with ties at the threshold counted.
 
 Two engines that add in another order differ in the last digits, and a membrane within those digits of the threshold
-may fire in one and not in the other. Everything after it then differs, rightly. So the reference is run once more on
-the *engine's own* spikes, layer by layer: there each difference has to be such a tie, and the logits have to agree.
+may fire in one and not in the other. Everything after it then differs, rightly. So the graph is run once more on the
+*engine's own* spikes, layer by layer: there each difference has to be such a tie, and the logits have to agree. The
+same is asked of the model, or a graph that is not the model's would pass for it.
 """
 
 from dataclasses import asdict, dataclass
 
 import torch
 
+from snnzoo.errors import InputError
 from snnzoo.export.graph import Graph
 from snnzoo.export.interpret import Run, interpret
 
@@ -27,9 +29,10 @@ class Parity:
     Attributes:
         images: how many.
         spikes: spikes that the engine fired, of ``neuron_steps`` chances to.
-        differing: neurons that fire otherwise than the reference does on the engine's own spikes.
+        differing: neurons of the engine that fire otherwise than the graph does on the engine's own spikes.
         ties: those of them whose membrane was at the threshold, to rounding, when they first did.
-        logits: largest difference of the logits from the reference on the engine's spikes, relative to the largest.
+        logits: largest difference of the logits from the graph's on the engine's spikes, relative to the largest.
+        model_differing, model_ties, model_logits: the same of the model.
         same_spikes: images whose every spike is the model's.
         logits_of_same: largest difference of these images' logits from the model's, absolute.
         same_top1: images with the model's first class.
@@ -41,37 +44,56 @@ class Parity:
     differing: int
     ties: int
     logits: float
+    model_differing: int
+    model_ties: int
+    model_logits: float
     same_spikes: int
     logits_of_same: float
     same_top1: int
 
     @property
     def passed(self) -> bool:
-        return self.differing == self.ties and self.logits <= LOGITS
+        return self._graph_is_models and self.differing == self.ties and self.logits <= LOGITS
+
+    @property
+    def _graph_is_models(self) -> bool:
+        return self.model_differing == self.model_ties and self.model_logits <= LOGITS
 
     def check(self, what: str) -> "Parity":
-        """Itself, or :class:`ParityError` if the engine computes something else."""
-        if not self.passed:
-            raise ParityError(
-                f"{what} is not what the model computes: on {self.images} images {self.differing} neurons fire "
-                f"otherwise, {self.ties} of them for rounding; logits differ by {self.logits:.2e} of the largest, "
-                f"{LOGITS:g} are allowed"
-            )
-        return self
+        """Itself, or :class:`ParityError` if the engine, or the graph already, computes something else."""
+        if self.passed:
+            return self
+        differing, ties, logits = self.differing, self.ties, self.logits
+        if not self._graph_is_models:
+            what = f"the graph behind {what}"
+            differing, ties, logits = self.model_differing, self.model_ties, self.model_logits
+        raise ParityError(
+            f"{what} is not what the model computes: on {self.images} images {differing} neurons fire otherwise, "
+            f"{ties} of them for rounding; logits differ by {logits:.2e} of the largest, {LOGITS:g} are allowed"
+        )
 
     def to_dict(self) -> dict:
         return asdict(self) | {"tie_tolerance": TIE, "logit_tolerance": LOGITS}
 
 
 def images_or_noise(graph: Graph, images: torch.Tensor | None) -> tuple[torch.Tensor, str]:
-    """What to compare on, the images or three of noise if there are none, and what the report calls it."""
+    """What to compare on, the images or three of noise if there are none, and what the report calls it.
+
+    Raises:
+        InputError: images that the graph does not take, or none at all.
+    """
     if images is not None:
+        if images.ndim != 4 or images.shape[1:] != graph.input.shape or not len(images):
+            raise InputError(
+                f"images to compare on must be [B, {', '.join(map(str, graph.input.shape))}] with B at least 1, got "
+                f"{list(images.shape)}"
+            )
         return images, "real images"
     return torch.randn(3, *graph.input.shape, generator=torch.Generator().manual_seed(0)), "images of noise"
 
 
 def compare(graph: Graph, images: torch.Tensor, model: Run, engine: Run) -> Parity:
-    """Compare an engine's run on ``images`` with the model's.
+    """Compare an engine's run on ``images``, and the model's, with the graph's.
 
     Args:
         graph: of the model.
@@ -79,19 +101,11 @@ def compare(graph: Graph, images: torch.Tensor, model: Run, engine: Run) -> Pari
         model: what the model did, see :func:`~snnzoo.export.interpret.watch`.
         engine: what the engine did; its spikes must be there for every LIF layer.
     """
-    own = interpret(graph, images, given=engine.spikes)
-    differing = ties = 0
-    for node in graph.lifs:
-        wrong = own.spikes[node.name] != engine.spikes[node.name]
-        first = wrong & (wrong.cumsum(0) == 1)  # afterwards the neuron's own membrane differs
-        distance = (own.membranes[node.name] - node.params.threshold).abs()
-        near = distance <= TIE * max(node.params.threshold, float(own.membranes[node.name].abs().max()))
-        differing += int(first.sum())
-        ties += int((first & near).sum())
+    differing, ties, logits = _differences(graph, images, engine)
+    model_differing, model_ties, model_logits = _differences(graph, images, model)
     same = torch.ones(len(images), dtype=torch.bool)
     for name, spikes in model.spikes.items():
         same &= (spikes == engine.spikes[name]).transpose(0, 1).flatten(1).all(1)
-    scale = max(1.0, float(own.logits.abs().max()))
     apart = (engine.logits - model.logits).abs()[same]
     return Parity(
         images=len(images),
@@ -99,11 +113,29 @@ def compare(graph: Graph, images: torch.Tensor, model: Run, engine: Run) -> Pari
         neuron_steps=sum(spikes.numel() for spikes in engine.spikes.values()),
         differing=differing,
         ties=ties,
-        logits=_largest((engine.logits - own.logits).abs()) / scale,
+        logits=logits,
+        model_differing=model_differing,
+        model_ties=model_ties,
+        model_logits=model_logits,
         same_spikes=int(same.sum()),
         logits_of_same=_largest(apart),
         same_top1=int((engine.logits.argmax(1) == model.logits.argmax(1)).sum()),
     )
+
+
+def _differences(graph: Graph, images: torch.Tensor, run: Run) -> tuple[int, int, float]:
+    """From the graph on the run's own spikes: differing neurons, ties among them, largest difference of the logits."""
+    own = interpret(graph, images, given=run.spikes)
+    differing = ties = 0
+    for node in graph.lifs:
+        wrong = own.spikes[node.name] != run.spikes[node.name]
+        first = wrong & (wrong.cumsum(0) == 1)  # afterwards the neuron's own membrane differs
+        distance = (own.membranes[node.name] - node.params.threshold).abs()
+        near = distance <= TIE * max(node.params.threshold, float(own.membranes[node.name].abs().max()))
+        differing += int(first.sum())
+        ties += int((first & near).sum())
+    scale = max(1.0, float(own.logits.abs().max()))
+    return differing, ties, _largest((run.logits - own.logits).abs()) / scale
 
 
 def _largest(x: torch.Tensor) -> float:

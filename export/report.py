@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from snnzoo.export.graph import Graph
 from snnzoo.export.parity import Parity
-from snnzoo.files import write_atomically
+from snnzoo.files import new_files
 from snnzoo.version import __version__
 
 
@@ -50,13 +51,27 @@ def make_report(graph: Graph, target: str, path: str | Path, parity: Parity | No
     }
 
 
-def write_report(report: dict[str, Any], graph: Graph) -> None:
-    """Write the report of a finished file as ``<file>.json`` and ``<file>.txt``, with the file's size and SHA-256."""
-    path = Path(report["path"])
-    report["bytes"] = path.stat().st_size
-    report["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    write_atomically(f"{path}.json", json.dumps(report, indent=2) + "\n")
-    write_atomically(f"{path}.txt", as_text(report) + "\n" + graph.table())
+def new_export(path: str | Path) -> AbstractContextManager[tuple[Path, Path, Path]]:
+    """Temporary names of an export's file and its two reports, which appear together (:func:`~snnzoo.files.new_files`).
+
+    Raises:
+        InputError: one of them cannot be written.
+    """
+    return new_files(path, f"{path}.json", f"{path}.txt")
+
+
+def write_report(report: dict[str, Any], graph: Graph, file: Path, for_machines: Path, for_people: Path) -> None:
+    """Write the report of a finished file, adding the file's size and SHA-256.
+
+    Args:
+        report: see :func:`make_report`.
+        graph: what was exported.
+        file, for_machines, for_people: see :func:`new_export`.
+    """
+    report["bytes"] = file.stat().st_size
+    report["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    for_machines.write_text(json.dumps(report, indent=2) + "\n")
+    for_people.write_text(as_text(report) + "\n" + graph.table())
 
 
 def as_text(report: dict[str, Any]) -> str:
@@ -73,7 +88,9 @@ def as_text(report: dict[str, Any]) -> str:
         lines += [
             f"parity      {parity['images']} {report.get('parity_images', 'images')}: {parity['differing']} of "
             f"{parity['neuron_steps']:,} spikes differ on equal inputs, {parity['ties']} of them ties at the "
-            f"threshold; logits by {parity['logits']:.1e} of the largest; same class for {parity['same_top1']}"
+            f"threshold; logits by {parity['logits']:.1e} of the largest; same class for {parity['same_top1']}",
+            f"            {parity['model_differing']} of the model's own spikes differ from the graph's, "
+            f"{parity['model_ties']} of them ties; logits by {parity['model_logits']:.1e}",
         ]
     if parity and parity["neuron_steps"]:
         lines += [f"firing rate {100 * parity['spikes'] / parity['neuron_steps']:.2f} % of neurons at a step"]

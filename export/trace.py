@@ -1,5 +1,7 @@
 """From a model to its graph: ``torch.fx`` follows the model's own forward, and each layer becomes a node."""
 
+import copy
+import itertools
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,8 +31,9 @@ from snnzoo.export.graph import (
     Shape,
     frozen,
     to_pair,
+    unused,
 )
-from snnzoo.folding import fuse
+from snnzoo.folding import check_plain, fuse
 from snnzoo.models._blocks import PadShortcut
 from snnzoo.models._spiking import encode, pool_steps
 from snnzoo.models.spiking_sew_resnet import Connect
@@ -44,7 +47,8 @@ def trace(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> G
         input_size: ``(C, H, W)`` of the images; by default what the model's ``pretrained_cfg`` says.
 
     Raises:
-        InputError: a layer that the graph has no node for, named by its path; or the model does not take such images.
+        InputError: a layer that the graph has no node for or that has a forward of its own, named by its path; weights
+            that are not finite, pruned or parametrized; or the model does not take such images.
     """
     cfg = getattr(model, "pretrained_cfg", None) or {}
     if not (input_size or cfg):
@@ -53,7 +57,7 @@ def trace(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> G
         )
     input_size = tuple(input_size or (getattr(model, "in_chans", cfg["input_size"][0]), *cfg["input_size"][1:]))
     norms = {name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
-    model = fuse(model, input_size).float()
+    model = fuse(float_copy(model), input_size)
     left = {name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
     builder = _Builder(model, input_size)
     try:
@@ -75,6 +79,19 @@ def trace(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> G
     )
 
 
+def float_copy(model: nn.Module) -> nn.Module:
+    """A copy of a model in float32, on the CPU and in evaluation mode: what exporters work on.
+
+    Raises:
+        InputError: a weight is not finite, or computed from others.
+    """
+    check_plain(model)
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if not tensor.isfinite().all():
+            raise InputError(f"{name} has numbers that are not finite: export weights of before they diverged")
+    return copy.deepcopy(model).cpu().float().eval()
+
+
 class _Tracer(fx.Tracer):
     """Sees every layer as a whole, and says which module it cannot follow."""
 
@@ -92,7 +109,6 @@ class _Tracer(fx.Tracer):
 
 
 _SAME = {layers.hold, layers.settle, F.dropout}  # in evaluation mode and for one step
-_SAME_MODULES = (nn.Identity, nn.Dropout, timm.layers.DropPath, layers.DropPath)
 
 
 @dataclass
@@ -127,8 +143,7 @@ class _Builder:
         return tuple(self._names[x] for x in step.args if isinstance(x, fx.Node) and x in self._names)
 
     def _emit(self, cls: type[Node], name: str, inputs: tuple[str, ...], **settings: Any) -> str:
-        taken = {node.name for node in self.nodes}
-        unique = next(n for n in (name, *(f"{name}_{i}" for i in range(1, len(taken) + 2))) if n not in taken)
+        unique = unused(name, {node.name for node in self.nodes})
         node = cls(unique, inputs, **settings)
         if self._averaged.intersection(inputs):
             self._averaged.add(unique)
@@ -143,40 +158,49 @@ class _Builder:
 
     def _module(self, step: fx.Node, module: nn.Module, path: str) -> str:
         inputs = self._inputs(step)
-        if isinstance(module, _SAME_MODULES):
+        if _runs(module, nn.Identity, nn.Dropout, timm.layers.DropPath, layers.DropPath):
             return inputs[0]
-        if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+        if (
+            _runs(module, nn.Conv2d, layers.Conv2d)
+            and module.padding_mode == "zeros"
+            and not isinstance(module.padding, str)
+        ):
             return self._emit(
                 Conv, path, inputs, weight=frozen(module.weight), bias=_bias(module, len(module.weight)),
                 stride=to_pair(module.stride), padding=to_pair(module.padding), dilation=to_pair(module.dilation),
                 groups=module.groups,
             )  # fmt: skip
-        if isinstance(module, nn.Linear):
+        if _runs(module, nn.Linear, timm.layers.Linear, layers.Linear):
             return self._emit(
                 Linear, path, inputs, weight=frozen(module.weight), bias=_bias(module, len(module.weight))
             )
-        if isinstance(module, layers.LIF):
+        if _runs(module, layers.LIF):
             return self._emit(LIF, path, inputs, params=module.params)
-        if isinstance(module, nn.ReLU):
+        if _runs(module, nn.ReLU):
             return self._emit(ReLU, path, inputs)
-        if isinstance(module, nn.MaxPool2d) and to_pair(module.dilation) == (1, 1) and not module.ceil_mode:
+        if (
+            _runs(module, nn.MaxPool2d, layers.MaxPool2d)
+            and to_pair(module.dilation) == (1, 1)
+            and not module.ceil_mode
+        ):
             return self._emit(
                 Pool, path, inputs, pool="max", kernel=to_pair(module.kernel_size), stride=to_pair(module.stride),
                 padding=to_pair(module.padding),
             )  # fmt: skip
-        if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1)):
+        if _runs(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1)):
             return self._global_pool(path, inputs)
-        if isinstance(module, nn.Flatten) and module.start_dim == 1 and module.end_dim == -1:
+        if _runs(module, nn.Flatten) and module.start_dim == 1 and module.end_dim == -1:
             return self._emit(Flatten, path, inputs)
-        if isinstance(module, Connect):
+        if _runs(module, Connect):
             if module.name == "add":
                 return self._emit(Add, path, inputs)
             return self._emit(Gate, path, inputs, gate=module.name)
-        if isinstance(module, PadShortcut):
+        if _runs(module, PadShortcut):
             return self._pad(path, inputs, module)
         raise InputError(
             f"{path}: the graph has no node for {module}; it knows convolutions with a batch norm behind them or none, "
-            f"linear layers, LIF, ReLU, max and global average pooling, sums and SEW's connections"
+            f"linear layers, LIF, ReLU, max and global average pooling, sums and SEW's connections; none "
+            f"with a forward of its own"
         )
 
     def _function(self, step: fx.Node) -> str | None:
@@ -192,14 +216,14 @@ class _Builder:
             return inputs[0]
         stack = list(step.meta.get("nn_module_stack") or ())
         path = f"{stack[-1]}." if stack and stack[-1] else ""
-        if step.target in (operator.add, operator.iadd, torch.add) and len(step.args) == 2:
+        if step.target in (operator.add, operator.iadd, torch.add) and len(step.args) == 2 and not step.kwargs:
             a, b = (self._names.get(x) if isinstance(x, fx.Node) else None for x in step.args)
             if a and b:
                 return self._emit(Add, f"{path}add", (a, b))
         if step.target is pool_steps and step.args[1] == "avg":
             return self._emit(Flatten, "global_pool.flatten", (self._global_pool("global_pool.pool", inputs),))
         what = getattr(step.target, "__name__", step.target)
-        raise InputError(f"{path}{step.name}: the graph has no node for {what}{tuple(step.args[1:]) or ''}")
+        raise InputError(f"{path}{step.name}: the graph has no node for {what}{(*step.args[1:], *step.kwargs) or ''}")
 
     def _global_pool(self, path: str, inputs: tuple[str, ...]) -> str:
         size = self._shapes[inputs[0]][1:]
@@ -213,6 +237,12 @@ class _Builder:
         self.changed.append(f"{path}: the subsampling, zero-padding shortcut is a 1x1 convolution of ones and zeros")
         stride = (module.stride, module.stride)
         return self._emit(Conv, path, inputs, weight=weight, bias=torch.zeros(len(weight)), stride=stride)
+
+
+def _runs(module: nn.Module, *classes: type[nn.Module]) -> bool:
+    """Whether it computes what one of the classes does: a subclass with a forward of its own need not."""
+    forward = getattr(module.forward, "__func__", module.forward)
+    return any(isinstance(module, cls) and forward is cls.forward for cls in classes)
 
 
 def _bias(module: nn.Module, outputs: int) -> torch.Tensor:

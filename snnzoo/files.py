@@ -32,7 +32,8 @@ def atomic_path(path: str | Path, durable: bool = True) -> Iterator[Path]:
         if durable:
             _sync(path.parent)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a name that is too long cannot be deleted either
+            temporary.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # somebody else's file is in it by now
             for folder in made:
                 folder.rmdir()
@@ -59,6 +60,17 @@ def new_file(path: str | Path) -> Iterator[Path]:
             why = error.strerror or error
             raise InputError(f"{str(path)!r} cannot be written ({why}): name another file") from error
         yield temporary
+
+
+@contextlib.contextmanager
+def new_files(*paths: str | Path) -> Iterator[tuple[Path, ...]]:
+    """:func:`new_file` of several: all are tried out before the block begins, and appear after it, the first one last.
+
+    Raises:
+        InputError: one of them cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        yield tuple(stack.enter_context(new_file(path)) for path in paths)
 
 
 def _sync(path: Path) -> None:

@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_weights
 
 from snnzoo.errors import InputError
+from snnzoo.fused import uncompiled
 
 
 @torch.no_grad()
+@uncompiled()
 def fuse(model: nn.Module, input_size: tuple[int, ...] | None = None) -> nn.Module:
     """A copy of a trained model with every batch norm that follows a convolution folded into it.
 
@@ -26,7 +28,8 @@ def fuse(model: nn.Module, input_size: tuple[int, ...] | None = None) -> nn.Modu
         The copy, in evaluation mode, on the model's device and in its dtype.
 
     Raises:
-        InputError: the model does not take images of that size, or is not the same without its norms.
+        InputError: the model does not take images of that size, answers with no tensor of finite numbers, has pruned or
+            parametrized weights, or is not the same without its norms.
     """
     exact, probe = _probe(model, input_size)
     pairs, expected = _pairs(exact, probe)
@@ -38,6 +41,7 @@ def fuse(model: nn.Module, input_size: tuple[int, ...] | None = None) -> nn.Modu
 
 
 @torch.no_grad()
+@uncompiled()
 def move_scales(model: nn.Module, input_size: tuple[int, ...] | None = None) -> None:
     """Move the scale of every batch norm that follows a convolution into it; the norm stays, and adds a bias.
 
@@ -71,11 +75,30 @@ def move_scales(model: nn.Module, input_size: tuple[int, ...] | None = None) -> 
         model.get_submodule(norm_name).weight.requires_grad_(False)
 
 
+def check_plain(model: nn.Module) -> None:
+    """Refuse a model with weights that are computed from others, which no copy could be changed of.
+
+    Raises:
+        InputError: such a layer, by its path.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear, nn.BatchNorm2d)) and not (
+            {"weight", "bias"} <= module._parameters.keys()
+        ):
+            raise InputError(
+                f"{name}: its weights are computed from others; make parameters of them first, with torch.nn.utils."
+                f"parametrize.remove_parametrizations, prune.remove or remove_weight_norm"
+            )
+
+
 def _probe(model: nn.Module, input_size: tuple[int, ...] | None) -> tuple[nn.Module, Tensor]:
     """A copy of the model in float64 and in evaluation mode, and images for it."""
     if input_size is None:
         size = model.pretrained_cfg["input_size"]
         input_size = (getattr(model, "in_chans", size[0]), *size[1:])
+    if min(input_size) < 1:
+        raise InputError(f"input_size must be (C, H, W), each at least 1, got {tuple(input_size)}")
+    check_plain(model)
     exact = copy.deepcopy(model).double().eval()
     device = next(exact.parameters()).device
     probe = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
@@ -113,6 +136,13 @@ def _pairs(model: nn.Module, probe: Tensor) -> tuple[list[tuple[str, str]], Tens
     finally:
         for handle in handles:
             handle.remove()
+    if not isinstance(expected, Tensor):
+        raise InputError(
+            f"{type(model).__name__} answers with a {type(expected).__name__}, not with logits: make it without "
+            f"features_only"
+        )
+    if not expected.isfinite().all():
+        raise InputError(f"{type(model).__name__} answers with numbers that are not finite: look at its weights")
     return pairs, expected
 
 

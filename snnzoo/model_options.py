@@ -38,7 +38,13 @@ def add_data(parser: argparse.ArgumentParser, what_for: str) -> None:
 
 
 def make_model(args: argparse.Namespace) -> nn.Module:
-    """The model that the options name."""
+    """The model that the options name.
+
+    Raises:
+        InputError: no such model, or an option that it does not take.
+    """
+    if args.input_size and min(args.input_size) < 1:
+        raise InputError(f"--input-size must be at least 1 1 1, got {' '.join(map(str, args.input_size))}")
     return create_model(
         args.model,
         args.checkpoint,

@@ -1,12 +1,14 @@
 """The graph: every family comes out, validated, and computes what the model computes."""
 
+import copy
+
 import pytest
 import timm
 import torch
 from test_folding import trained
 from torch import nn
 
-from snnzoo import InputError, LIFParams, cli
+from snnzoo import InputError, LIFParams, cli, fused
 from snnzoo.data import data_config
 from snnzoo.export import graph as g
 from snnzoo.export.importers import lively
@@ -137,6 +139,89 @@ def test_unknown_functions_are_named():
         trace(model, (3, 8, 8))
 
 
+class Cosine(nn.Linear):
+    def forward(self, x):
+        return nn.functional.linear(nn.functional.normalize(x), nn.functional.normalize(self.weight))
+
+
+class Wide(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(2 * x)
+
+
+class Halved(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.act = nn.ReLU()
+
+    def forward(self, x):
+        return torch.add(x, self.act(x), alpha=0.5)
+
+
+@pytest.mark.parametrize(
+    ("path", "layer", "message"),
+    [
+        ("fc", Cosine(8, 10), r"fc: .* Cosine\(.*none with a forward of its own"),
+        ("layer1.0.conv1", Wide(8, 8, 3, padding=1), r"layer1\.0\.conv1: .* Wide\(8, 8"),
+        ("layer1.0.act1", Halved(), r"layer1\.0\.act1\.add: the graph has no node for add.*alpha"),
+    ],
+)
+def test_another_forward_is_refused(path, layer, message):
+    model = timm.create_model("cifar_resnet20", depths=(1,), channels=(8,))
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, layer)
+    with pytest.raises(InputError, match=message):
+        trace(model, (3, 8, 8))
+
+
+def test_a_forward_that_was_put_into_a_layer_is_refused():
+    model = timm.create_model("cifar_resnet20", depths=(1,), channels=(8,))
+    model.fc.forward = lambda x: x[:, :1]
+    with pytest.raises(InputError, match=r"fc: the graph has no node for Linear"):
+        trace(model, (3, 8, 8))
+
+
+def test_padding_in_a_convolutions_forward_is_refused():
+    """timm's way to pad as TensorFlow does: as the size of the images asks for."""
+    with pytest.raises(InputError, match=r"conv_stem: the graph has no node for Conv2dSame"):
+        trace(timm.create_model("tf_mobilenetv3_small_minimal_100"), (3, 65, 65))
+
+
+def test_a_layer_that_runs_twice():
+    model = lively("snn_resnet20_t2", **SMALL)
+    model.layer1[0].act2 = model.layer1[0].act1
+    graph, images = trace(model, (3, 16, 16)), torch.randn(2, 3, 16, 16)
+    expected = watch(model, images)
+    assert "layer1.0.act1_1" in expected.spikes
+    assert compare(graph, images, expected, interpret(graph, images)).passed
+
+
+def test_half_a_models_digits_are_folded_in_full():
+    """As the command line does it, which makes models in float32."""
+    model = trained("snn_resnet20_t2", **SMALL).bfloat16()
+    ours, floats = trace(model, (3, 8, 8)), trace(copy.deepcopy(model).float(), (3, 8, 8))
+    for node, other in zip(ours, floats, strict=True):
+        assert all(map(torch.equal, node.tensors, other.tensors))
+    assert model.conv1.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["conv1.weight", "bn1.running_var", "fc.bias"])
+def test_what_is_not_finite_is_named(name):
+    model = timm.create_model("snn_resnet20_t2", **SMALL)
+    model.state_dict()[name][0] = torch.nan
+    with pytest.raises(InputError, match=f"{name} has numbers that are not finite"):
+        trace(model, (3, 8, 8))
+
+
+def test_nothing_is_compiled(monkeypatch):
+    """For a few images a compilation takes longer than it saves."""
+    monkeypatch.setattr(fused, "_backend", "compiled")
+    monkeypatch.setattr(fused, "_compiled", lambda fn: pytest.fail("it was compiled"))
+    model = timm.create_model("snn_resnet20_t2", **SMALL)
+    trace(model, (3, 8, 8))
+    watch(model, torch.randn(1, 3, 8, 8))
+
+
 def test_control_flow_is_named():
     class Fork(nn.Module):
         def __init__(self):
@@ -201,6 +286,19 @@ def test_parity_tells_ties_from_errors():
     assert not compare(graph, images, silent, wrong).passed
     nan = Run(silent.logits * float("nan"), silent.spikes, {})
     assert not compare(graph, images, silent, nan).passed
+
+
+def test_parity_of_the_model_too():
+    """An engine that computes a wrong graph rightly."""
+    images = torch.zeros(2, 1, 1, 1)
+    graph, right = chain(0.6), interpret(chain(0.6), images)
+    other = interpret(chain(1.0 + 1e-3), images)
+    parity = compare(graph, images, other, right)
+    assert (parity.differing, parity.model_differing, parity.model_ties) == (0, 2, 0)
+    with pytest.raises(ParityError, match="the graph behind it is not .*: on 2 images 2 neurons fire otherwise, 0 of"):
+        parity.check("it")
+    assert not compare(graph, images, Run(right.logits + 0.01, right.spikes, {}), right).passed
+    assert not compare(graph, images, Run(right.logits * float("nan"), right.spikes, {}), right).passed
 
 
 def test_command(tmp_path, capsys):

@@ -112,6 +112,12 @@ def test_populations_compute_the_graph(case):
     torch.testing.assert_close(got["logits"].mean(0).flatten(1), expected.logits, rtol=1e-4, atol=1e-5)
 
 
+def test_a_pooled_answer_is_refused():
+    graph = trace(timm.create_model("snn_resnet20_t2", **{**SMALL, "num_classes": 0}), (3, 8, 8))
+    with pytest.raises(InputError, match="the answer is a pooled map without a classifier: set num_classes"):
+        quantize(graph, pixels(2, 8))
+
+
 def of_nodes(*nodes, shape=(3, 8, 8)):
     return g.Graph((g.Input("images", (), shape), *nodes), metadata=dict(mean=(0.5,) * 3, std=(0.2,) * 3))
 

@@ -1,5 +1,6 @@
 """NIR files: read back by ourselves in a fresh process, and run by other frameworks."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -98,6 +99,8 @@ def test_the_numbers_in_the_file(tmp_path):
             "snntorch",
             r"act1, .* \(lif\): .*reset_mechanism='zero'.*--target norse, spikingjelly",
         ),
+        ("snn_resnet34_t2", {}, "any", r"reset='soft': .* to zero; train with reset='hard'; maxpool"),
+        ("snn_resnet20_t2", dict(decay=0.0), "snntorch", r"reset='soft': .*exact with --target norse, or train"),
         ("snn_resnet20_t2", dict(reset="hard", decay=1.0), "any", r"act1, .* and 2 more \(lif\): decay=1"),
         ("snn_resnet20_t2", dict(reset="hard", decay=0.0), "spikingjelly", r"act1, .* \(lif\): decay=0"),
         ("snn_resnet20_t2", dict(reset="hard", decay=0.0), "any", r"act1, .* \(lif\): decay=0"),
@@ -138,6 +141,18 @@ def test_a_difference_leaves_no_file(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_graph_that_is_not_the_models_leaves_no_file(tmp_path, monkeypatch):
+    def wrong(model, input_size):
+        model = copy.deepcopy(model)
+        model.layer1[0].conv1.weight.data *= 1.5
+        return trace(model, input_size)
+
+    monkeypatch.setattr(exporter, "trace", wrong)
+    with pytest.raises(ParityError, match="the graph behind .*, read back, is not what the model computes"):
+        export_nir(trained("snn_resnet20_t2", **HARD), tmp_path / "net.nir", SIZE)
+    assert not list(tmp_path.iterdir())
+
+
 def test_files_that_are_not_ours(tmp_path):
     with pytest.raises(InputError, match="no NIR file at"):
         load(tmp_path / "none.nir")
@@ -148,10 +163,29 @@ def test_files_that_are_not_ours(tmp_path):
     nir.write(str(tmp_path / "other.nir"), other)
     with pytest.raises(InputError, match="was not written by snnzoo: its metadata lacks 'nodes'"):
         load(tmp_path / "other.nir")
-    graph = to_nir(trace(trained("snn_resnet20_t2", **HARD), SIZE))
-    graph.nodes["act1"].v_threshold = graph.nodes["act1"].v_threshold * 2
+
+
+@pytest.mark.parametrize(
+    ("reset", "key"),
+    [("hard", key) for key in ("tau", "r", "v_leak", "v_reset", "v_threshold")]
+    + [("soft", key) for key in ("tau_mem", "tau_syn", "r", "v_leak", "v_reset", "v_threshold", "w_in")],
+)
+def test_a_neuron_that_was_changed(tmp_path, reset, key):
+    """One of one layer is enough."""
+    graph = to_nir(trace(trained("snn_resnet20_t2", **SMALL, reset=reset), SIZE), "norse")
+    changed = getattr(graph.nodes["act1"], key).copy()
+    changed[2, 3, 4] += 0.5
+    setattr(graph.nodes["act1"], key, changed)
     nir.write(str(tmp_path / "changed.nir"), graph)
-    with pytest.raises(InputError, match="act1: its v_threshold is not that of"):
+    with pytest.raises(InputError, match=f"act1: its {key} is not that of"):
+        load(tmp_path / "changed.nir")
+
+
+def test_a_neuron_of_another_kind(tmp_path):
+    graph = to_nir(trace(trained("snn_resnet20_t2", **HARD), SIZE))
+    graph.nodes["act1"].metadata["reset"] = "soft"
+    nir.write(str(tmp_path / "changed.nir"), graph)
+    with pytest.raises(InputError, match="act1: a LIF is not LIFParams.*reset='soft'"):
         load(tmp_path / "changed.nir")
 
 

@@ -1,9 +1,11 @@
 """ONNX files, run by onnxruntime."""
 
+import copy
 import json
 import os
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 import snnzoo.export.onnx as exporter  # noqa: E402
 from snnzoo.export.onnx import OnnxEngine, export_onnx  # noqa: E402
 from snnzoo.export.parity import ParityError  # noqa: E402
+from snnzoo.export.trace import trace  # noqa: E402
 
 SIZE = (3, 32, 32)
 
@@ -130,6 +133,21 @@ def test_a_difference_leaves_no_file(tmp_path, monkeypatch, capsys):
         export_onnx(timm.create_model("snn_resnet20_t1", depths=(1,), channels=(4,)), target, (3, 8, 8))
 
 
+@pytest.mark.parametrize("name", ["snn_resnet20_t1", "cifar_resnet20"])
+def test_a_graph_that_is_not_the_models_leaves_no_file(tmp_path, monkeypatch, name):
+    """onnxruntime computes what was traced: only the model can tell."""
+
+    def wrong(model, input_size):
+        model = copy.deepcopy(model)
+        model.fc.weight.data *= 1.01
+        return trace(model, input_size)
+
+    monkeypatch.setattr(exporter, "trace", wrong)
+    with pytest.raises(ParityError, match="the graph behind .* is not what the model computes: .* 0 neurons"):
+        export_onnx(trained(name, **SMALL), tmp_path / "net.onnx", (3, 8, 8))
+    assert not list(tmp_path.iterdir())
+
+
 def wrong_run(run):
     return type(run)(run.logits + 1, run.spikes, {})
 
@@ -149,6 +167,7 @@ def test_command_on_data_with_int8(tmp_path, capsys):
     assert 0 <= report["accuracy"]["onnxruntime, int8"] <= 100
     assert report["labels"] == list("0123456789")
     proto = onnx.load(target)
+    assert report["nodes"] == len(proto.graph.node)
     assert "DequantizeLinear" in {node.op_type for node in proto.graph.node}
     assert "accuracy    onnxruntime, int8" in capsys.readouterr().out
 
@@ -165,7 +184,11 @@ NET = "snn_resnet20_t1 --input-size 3 8 8"
         (f"onnx {NET} --int8 -o x.onnx", "--int8 needs images to calibrate on: give --data-dir"),
         (f"onnx {NET} -o file/x.onnx", "'file/x.onnx' cannot be written .*: name another file"),
         (f"onnx {NET} -o .", "'.' cannot be written .it is a folder."),
+        (f"onnx {NET} -o reports", r"'reports\.json' cannot be written .it is a folder."),
+        (f"onnx {NET} -o {'x' * 250}", r"^snnzoo: error: 'x{250}' cannot be written .File name too long.*\n$"),
+        (f"nir {NET} --model-kwargs reset=hard -o reports", r"'reports\.json' cannot be written .it is a folder."),
         (f"onnx {NET} -o pipe", "'pipe' cannot be written .it is no regular file."),
+        ("onnx snn_resnet20_t1 --input-size 3 -8 8 -o x.onnx", "--input-size must be at least 1 1 1, got 3 -8 8"),
         (f"onnx {NET} --pretrained -o x.onnx", "No pretrained weights exist"),
         (f"onnx {NET} --checkpoint none.pth -o x.onnx", "no checkpoint file at 'none.pth'"),
         (f"onnx {NET} --checkpoint other.safetensors -o x.onnx", "does not fit SpikingResNet"),
@@ -181,13 +204,22 @@ def test_bad_input(tmp_path, monkeypatch, capsys, command, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     os.mkfifo("pipe")
+    Path("reports.json").mkdir()
     save_file(timm.create_model("snn_vgg11_t1", channels=(4, 4, 4, 4)).state_dict(), "other.safetensors")
     with pytest.raises(SystemExit) as exit_info:
         cli.main(f"export {command}".split())
     assert exit_info.value.code == 2
     error = capsys.readouterr().err
     assert re.search(message, error), error
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "other.safetensors", "pipe"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "other.safetensors", "pipe", "reports.json"]
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 16, 16), (3, 8, 8), (2, 2, 3, 8, 8), (0, 3, 8, 8)])
+def test_images_that_do_not_fit(tmp_path, shape):
+    model = timm.create_model("snn_resnet20_t1", depths=(1,), channels=(4,))
+    with pytest.raises(InputError, match=r"images to compare on must be \[B, 3, 8, 8\] with B at least 1, got \["):
+        export_onnx(model, tmp_path / "net.onnx", (3, 8, 8), images=torch.zeros(shape))
+    assert not list(tmp_path.iterdir())
 
 
 def test_missing_extra(monkeypatch, tmp_path):

@@ -6,8 +6,10 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.nn.utils import parametrize, prune
 
 from snnzoo import InputError, fuse
+from snnzoo.export.trace import trace
 from snnzoo.folding import move_scales
 
 
@@ -92,6 +94,33 @@ def test_refuses_what_reads_an_output_twice(fold):
     assert model.norm.weight.requires_grad
 
 
+@pytest.mark.parametrize("fold", [fuse, trace])
+@pytest.mark.parametrize("layer", ["layer1.0.conv1", "fc", "layer1.0.bn1"])
+def test_refuses_computed_weights(fold, layer):
+    """A copy of the model cannot even be made, or would compute them anew."""
+    for change, back in ((identity, parametrize.remove_parametrizations), (prune.random_unstructured, prune.remove)):
+        model = trained("cifar_resnet20", **SMALL)
+        change(model.get_submodule(layer), "weight", 0.5)
+        with pytest.raises(InputError, match=f"{layer}: its weights are computed .*remove_parametrizations, prune.rem"):
+            fold(model, (3, 8, 8))
+        back(model.get_submodule(layer), "weight")
+        fold(model, (3, 8, 8))
+
+
+def identity(module, name, _):
+    parametrize.register_parametrization(module, name, nn.Identity())
+
+
+@pytest.mark.parametrize("fold", [fuse, move_scales])
+def test_refuses_what_gives_no_numbers(fold):
+    model = trained("cifar_resnet20", **SMALL)
+    model.fc.bias.data[0] = torch.nan
+    with pytest.raises(InputError, match="ResNet answers with numbers that are not finite"):
+        fold(model, (3, 8, 8))
+    with pytest.raises(InputError, match=r"answers with a list, not with logits: make it without features_only"):
+        fold(trained("cifar_resnet20", features_only=True), (3, 16, 16))
+
+
 def test_takes_the_models_own_channels():
     model = trained("snn_resnet20_t2", in_chans=1, **SMALL).eval()
     assert norms(fuse(model)) == 0
@@ -100,3 +129,5 @@ def test_takes_the_models_own_channels():
 def test_refuses_a_size_the_model_does_not_take():
     with pytest.raises(InputError, match="does not take images of size"):
         fuse(timm.create_model("cifar_resnet20"), (5, 32, 32))
+    with pytest.raises(InputError, match=r"input_size must be \(C, H, W\), each at least 1, got \(3, -8, 8\)"):
+        fuse(timm.create_model("cifar_resnet20"), (3, -8, 8))

@@ -2,6 +2,7 @@
 
 import contextvars
 import logging
+import threading
 
 import pytest
 import timm
@@ -153,6 +154,23 @@ def test_a_broken_compiler_is_left_alone(monkeypatch, caplog):
     set_backend("compiled")
     with pytest.raises(RuntimeError, match="cc1plus"):
         fused.lif(current, LIFParams())
+
+
+def test_uncompiled_block(monkeypatch):
+    """Nested, after an error, and in the thread that asked alone."""
+    monkeypatch.setattr(fused, "_backend", "compiled")
+    monkeypatch.setattr(fused, "_compiled", lambda fn: pytest.fail("it was compiled"))
+    other = []
+    with pytest.raises(KeyError), fused.uncompiled():
+        with fused.uncompiled():
+            pass
+        fused.lif(torch.randn(2, 3), LIFParams())
+        thread = threading.Thread(target=lambda: other.append(fused._compiles("cpu")))
+        thread.start()
+        thread.join()
+        raise KeyError
+    assert other == [True]
+    assert fused._compiles("cpu")
 
 
 def test_unknown_backend():

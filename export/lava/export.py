@@ -1,6 +1,5 @@
 """``snnzoo export lava`` and ``snnzoo simulate`` as functions."""
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,8 @@ from snnzoo.export.lava.interpreter import need_h5py
 from snnzoo.export.lava.quantization import Quantized, quantize
 from snnzoo.export.lava.reference import IntegerRun, simulate_integer
 from snnzoo.export.lava.simulator.network import CURRENT, LoihiNetwork, load, save
-from snnzoo.export.report import make_report, write_report
-from snnzoo.export.trace import trace
-from snnzoo.files import new_file
+from snnzoo.export.report import make_report, new_export, write_report
+from snnzoo.export.trace import float_copy, trace
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm")
 
@@ -55,8 +53,8 @@ def export_lava(
             extra ``lava`` is not installed.
     """
     need_h5py()
-    with new_file(path) as temporary:
-        model = copy.deepcopy(model).cpu().float().eval()
+    with new_export(path) as (temporary, *reports):
+        model = float_copy(model)
         graph = trace(model, input_size or tuple(calibration.shape[1:]))
         graph.metadata.update({k: v for k, v in (preprocessing or {}).items() if k in ("mean", "std")})
         if labels:
@@ -77,7 +75,7 @@ def export_lava(
                 return simulate_integer(network, pixels, record=False).logits
 
             report["accuracy"] = {"PyTorch": accuracy(model), "Loihi integers": accuracy(integers)}
-    write_report(report, graph)
+        write_report(report, graph, temporary, *reports)
     return report
 
 

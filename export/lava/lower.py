@@ -161,6 +161,8 @@ class _Lowering:
         if isinstance(node, Input):
             return self._add(Population(node.name, "input", node.shape))
         if isinstance(node, Output):
+            if values[0].pooled:
+                raise InputError("the answer is a pooled map without a classifier: set num_classes")
             links = self._links(*values)
             shape = self._shape(node.inputs[0])
             return self._add(Population(node.name, "readout", shape, links, values[0].bias, group=node.name))
