@@ -49,6 +49,15 @@ def per_step(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return fn(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
+def regular(x: Tensor) -> Tensor:
+    """``x`` as batch norm may see it: torch's misreads, backward on a CPU, one channels-last image of odd strides.
+
+    Reshaping gives the axis of a single image another stride than that of a whole image, as it may.
+    """
+    odd = x.shape[0] == 1 and x.stride(0) != x.numel()
+    return x.clone(memory_format=torch.channels_last) if odd else x
+
+
 def time_mean(x: Tensor) -> Tensor:
     """``[T, B, ...]`` to its mean over time ``[B, ...]``."""
     return x[0] if x.shape[0] == 1 else x.mean(0)
@@ -144,7 +153,7 @@ class _SumOfRates(torch.autograd.Function):
             mean, var = full(mean), full(var)
             weight = None if weight is None else weight.to(mean.dtype)
             grads += torch.ops.aten.native_batch_norm_backward(
-                grad.to(x.dtype), x, weight, mean, var, mean, torch.rsqrt(var + eps), of_batch, eps,
+                grad.to(x.dtype), regular(x), weight, mean, var, mean, torch.rsqrt(var + eps), of_batch, eps,
                 list(ctx.needs_input_grad[3 + 5 * i : 6 + 5 * i]),
             )  # fmt: skip
             grads += [None, None]

@@ -1,5 +1,6 @@
 """Rate-based backpropagation against the equations, against BPTT, and by what it computes and keeps."""
 
+import copy
 from collections import Counter
 
 import pytest
@@ -267,6 +268,23 @@ def test_input_gradient_equals_two_plain_passes():
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
     expected = torch.autograd.grad(TwoPasses(net).logits([x] * 3).sum(), x)[0]
     torch.testing.assert_close(torch.autograd.grad(net(x).sum(), x)[0], expected)
+
+
+@pytest.mark.parametrize(("cls", "kwargs"), NETS)
+@pytest.mark.parametrize("grad_method", ["rate", "bptt"])
+@pytest.mark.parametrize(("num_steps", "static"), [(1, True), (3, True), (3, False)])
+def test_one_image_gives_the_same_gradients_in_both_memory_formats(cls, kwargs, grad_method, num_steps, static):
+    if cls is SpikingPreActResNet:  # its norms' outputs, averaged over one image, would be the same for any image
+        kwargs = dict(spike_head=True, **kwargs)
+    net = small_net(cls, num_steps=num_steps, threshold=0.5, grad_method=grad_method, **kwargs)
+    x, target = torch.stack(random_frames(num_steps, static, 1, 3, 34, 30), 1), torch.tensor([1])
+    x = x[:, 0] if static else x
+    _, expected = loss_and_grads(net, x, target)
+    net = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    assert_same_grads(loss_and_grads(net, x, target)[1], expected, 1e-6)
+    if static:
+        x = x.contiguous(memory_format=torch.channels_last)
+        assert_same_grads(loss_and_grads(net, x, target)[1], expected, 1e-6)
 
 
 # --- what is computed, what is kept ------------------------------------------------------------------------------
