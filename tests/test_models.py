@@ -4,6 +4,7 @@ The networks are the registered ones with an eighth of their width, which none o
 """
 
 import copy
+import json
 import pickle
 from functools import cache
 from types import SimpleNamespace
@@ -123,10 +124,12 @@ def test_tags(name):
     for tag in tags:
         cfg = timm.get_pretrained_cfg(f"{name}.{tag}").to_dict()
         expected = dict(RECIPES[tag.removeprefix("ann_")])
-        if row in ("cifar_resnet20", "cifar_resnet32", "cifar_resnet56") and tag == "c10":
+        teachers_prepare = row in ("cifar_resnet20", "cifar_resnet32", "cifar_resnet56") and tag == "c10"
+        if teachers_prepare or f"{name}.{tag}" in SHIPPED:
             expected |= dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))  # as their weights were trained
         assert {key: cfg[key] for key in expected} == expected
-        assert (cfg["crop_pct"], cfg["interpolation"]) == (0.875 if "in1k" in tag else 1.0, "bilinear")
+        prepared = {"in1k": (0.875, "bilinear"), "ann_in1k": (0.95, "bicubic")}.get(tag, (1.0, "bilinear"))
+        assert (cfg["crop_pct"], cfg["interpolation"]) == prepared
         model = timm.create_model(f"{name}.{tag}", device="meta")
         assert (model.num_classes, model.in_chans) == (cfg["num_classes"], cfg["input_size"][0])
         assert (model.default_cfg["architecture"], model.default_cfg["tag"]) == (name, tag)
@@ -134,6 +137,14 @@ def test_tags(name):
         assert (data["input_size"], data["mean"]) == (cfg["input_size"], cfg["mean"])
     assert timm.create_model(name, device="meta").default_cfg["tag"] == tags[0]
     assert timm.get_pretrained_cfg(name).tag == tags[0]
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED))
+def test_a_registered_configuration_is_that_of_the_weights_that_ship(name):
+    cfg, made = timm.get_pretrained_cfg(name).to_dict(), timm.create_model(name, pretrained=True).pretrained_cfg
+    registered, of_weights = (json.dumps(timm.data.resolve_data_config({}, pretrained_cfg=c)) for c in (cfg, made))
+    assert registered == of_weights
+    assert cfg["license"] == made["license"]
 
 
 @pytest.mark.parametrize("name", ALL)
