@@ -38,10 +38,16 @@ class Signal:
     rate: Tensor
     moments: tuple[Tensor, Tensor] | None = None
 
-    def __add__(self, other: "Signal") -> "Signal":
+    def __add__(self, other: "Signal | Tensor") -> "Signal":
+        if isinstance(other, Tensor):  # the same at every step
+            other = Signal(other.detach(), other)
         if not isinstance(other, Signal):
             return NotImplemented
         return Signal(self.steps + other.steps, self.rate + other.rate)
+
+    def __mul__(self, factor: Tensor) -> "Signal":
+        """Scaled by the same factor at every step: with a shift, torchvision's FrozenBatchNorm2d."""
+        return Signal(self.steps * factor.detach(), self.rate * factor)
 
 
 def per_step(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from timm.layers import create_feature_extractor
+from timm.layers import create_feature_extractor, freeze_batch_norm_2d, unfreeze_batch_norm_2d
 from timm.models import group_parameters
 from timm.optim import param_groups_layer_decay
 
@@ -82,6 +82,39 @@ def zoo(request):
     with torch.no_grad():
         features, logits = model.eval().forward_features(x), model(x)
     return SimpleNamespace(name=request.param, model=model, x=x, features=features, logits=logits)
+
+
+# --- norms ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name in SPIKING])
+@pytest.mark.parametrize("grad_method", ["rate", "bptt"])
+def test_frozen_norms_are_norms_in_evaluation_mode(name, grad_method):
+    model, x = small(name, grad_method=grad_method)
+    frozen = freeze_batch_norm_2d(copy.deepcopy(model))
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval().requires_grad_(False)
+    torch.testing.assert_close(frozen(x), model(x))
+    for net in (frozen, model):
+        net(x).square().sum().backward()
+    expected = {key: p.grad for key, p in model.named_parameters() if p.requires_grad}
+    torch.testing.assert_close({key: p.grad for key, p in frozen.named_parameters()}, expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(frozen.eval()(x), model.eval()(x))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("replace", "by"),
+    [
+        (torch.nn.SyncBatchNorm.convert_sync_batchnorm, "SyncBatchNorm"),
+        (lambda model: unfreeze_batch_norm_2d(freeze_batch_norm_2d(model)), "BatchNorm2d"),
+    ],
+)
+def test_norms_that_do_not_know_time_are_refused(replace, by, training):
+    model, x = small("snn_resnet20_t2")
+    with pytest.raises(InputError, match=f"^bn1 is a {by}, which does not know time.*synchronise.*eval"):
+        replace(model).train(training)(x)
 
 
 # --- names, tags, configurations ---------------------------------------------------------------------------------
