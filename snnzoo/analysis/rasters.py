@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from snnzoo.analysis.figure import COLOURS, GREY, as_text, new_figure, tidy
 from snnzoo.errors import InputError
 from snnzoo.layers import LIF, settle
+from snnzoo.modes import evaluating
 from snnzoo.neurons import lif_step
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def record(model: nn.Module, image: Tensor, layer: str) -> Recording:
     """Show a model one image and keep what the neurons of a layer do, in evaluation mode.
 
     Args:
-        model: a spiking model; its mode is left as it was.
+        model: a spiking model; its modules' modes are left as they were.
         image: ``[C, H, W]``, or frames ``[T, C, H, W]``; as the model takes them.
         layer: path of a LIF layer.
 
@@ -55,12 +56,11 @@ def record(model: nn.Module, image: Tensor, layer: str) -> Recording:
         )
     params, currents = lifs[layer].params, []
     handle = lifs[layer].register_forward_pre_hook(lambda module, args: currents.append(settle(args[0])))
-    training = model.training
     try:
-        model.eval()(image[None])
+        with evaluating(model):
+            model(image[None])
     finally:
         handle.remove()
-        model.train(training)
     membranes, spikes, v = [], [], None
     for current in currents[0][:, 0]:
         u, s, v = lif_step(current.float(), v, params)
