@@ -7,13 +7,15 @@ give the same results (to rounding); compiled, each current is read once and the
 the log says so.
 """
 
+import contextlib
 import functools
 import importlib.util
 import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -27,6 +29,7 @@ BACKENDS = ("auto", "compiled", "eager")
 
 _logger = logging.getLogger(__name__)
 _backend = "auto"
+_uncompiled: ContextVar[bool] = ContextVar("uncompiled", default=False)
 _broken: set[str] = set()  # device types whose compiler failed
 
 
@@ -45,6 +48,16 @@ def set_backend(name: str) -> None:
     if name not in BACKENDS:
         raise InputError(f"backend (SNNZOO_BACKEND) must be one of {', '.join(BACKENDS)}, got {name!r}")
     _backend = name
+
+
+@contextlib.contextmanager
+def uncompiled() -> Iterator[None]:
+    """Run neurons uncompiled in this thread: for a look at a few images, which a compilation would make wait."""
+    token = _uncompiled.set(True)
+    try:
+        yield
+    finally:
+        _uncompiled.reset(token)
 
 
 set_backend(os.environ.get("SNNZOO_BACKEND", "auto"))
@@ -167,13 +180,17 @@ def _run(fn: Callable, device_type: str, *args):
     except Exception as error:
         if _backend == "compiled" or isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
             raise
-        _warn(device_type, f"compilation failed ({type(error).__name__})")
-        _broken.add(device_type)
-        return fn(*args)
+        reason = f"compilation failed ({type(error).__name__})"
+    result = fn(*args)  # before anything is blamed: where the caller's tensors do not fit, this fails as well
+    _warn(device_type, reason)
+    _broken.add(device_type)
+    return result
 
 
 def _compiles(device_type: str) -> bool:
-    return _backend == "compiled" or (_backend == "auto" and device_type not in _broken and _has_compiler(device_type))
+    if _uncompiled.get() or _backend == "eager":
+        return False
+    return _backend == "compiled" or (device_type not in _broken and _has_compiler(device_type))
 
 
 @functools.cache
