@@ -7,7 +7,7 @@ import timm
 import torch
 import torchvision
 
-from snnzoo import InputError
+from snnzoo import InputError, fused
 from snnzoo.analysis import firing_rates, profile, record, table
 from snnzoo.distill import AnnGuidedDistillationTask
 from snnzoo.layers import LIF
@@ -46,6 +46,16 @@ def test_looking_inside_leaves_every_modules_mode():
         with pytest.raises(InputError, match="expected images|of size"):
             look(x[:, :2])
         assert [module.training for module in model.modules()] == modes
+
+
+def test_a_look_at_one_image_compiles_nothing(monkeypatch):
+    model = timm.create_model("snn_resnet20_t2")
+    monkeypatch.setattr(fused, "_backend", "compiled")
+    monkeypatch.setattr(fused, "_compiled", lambda fn: pytest.fail("it was compiled"))
+    record(model, torch.randn(3, 16, 16), "layer1.0.act1")
+    profile(model, input_size=(3, 16, 16))
+    with pytest.raises(pytest.fail.Exception):
+        profile(model, [torch.randn(2, 3, 16, 16)])
 
 
 def test_an_ann_does_not_fire():

@@ -6,6 +6,7 @@ graph of it says: so every model can be profiled, also one that no exporter know
 
 import json
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from snnzoo.analysis.counting import LayerCounter, Neurons, Synapses
 from snnzoo.errors import InputError
 from snnzoo.files import new_file
+from snnzoo.fused import uncompiled
 from snnzoo.modes import evaluating
 from snnzoo.version import __version__
 
@@ -224,7 +226,7 @@ def profile(
     if not shown:
         size = input_size or (model.in_chans, *cfg["input_size"][1:])
         first = torch.zeros(1, *size, device=next(model.parameters()).device)
-    with evaluating(model), LayerCounter(model, measure=shown) as counter:
+    with evaluating(model), nullcontext() if shown else uncompiled(), LayerCounter(model, measure=shown) as counter:
         counter.show(first)
         for batch in batches:
             counter.show(batch)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from snnzoo.analysis.figure import COLOURS, GREY, as_text, new_figure, tidy
 from snnzoo.errors import InputError
+from snnzoo.fused import uncompiled
 from snnzoo.layers import LIF, settle
 from snnzoo.modes import evaluating
 from snnzoo.neurons import lif_step
@@ -38,6 +39,7 @@ class Recording:
 
 
 @torch.no_grad()
+@uncompiled()
 def record(model: nn.Module, image: Tensor, layer: str) -> Recording:
     """Show a model one image and keep what the neurons of a layer do, in evaluation mode.
 
