@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from snnzoo import fused
 from snnzoo.current import Current, Norm, Term, sum_steps
+from snnzoo.errors import InputError
 from snnzoo.neurons import LIFParams, full
 
 
@@ -108,14 +109,22 @@ def batch_norm(x: Signal, bn: nn.BatchNorm2d) -> Current:
 
     The spike pass normalises with the mean and variance of all T * B samples and updates the running statistics,
     once. With ``bn`` in eval mode (frozen) both passes use the running statistics.
+
+    Raises:
+        InputError: a single value in each channel, which has no variance.
     """
     if not bn.training and bn.running_mean is not None:
         return Current((Term(x, Norm(bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps, of_batch=False)),))
     mean, var = x.moments or fused.moments(x.steps)[1:]
+    count = x.steps.numel() // len(mean)
+    if count == 1:  # as torch does
+        raise InputError(
+            "Expected more than 1 value per channel when training: one step of one image of one pixel has no variance; "
+            "give more images, or freeze the norm by its eval()"
+        )
     if bn.running_mean is not None:
         bn.num_batches_tracked.add_(1)
         momentum = 1.0 / float(bn.num_batches_tracked) if bn.momentum is None else bn.momentum
-        count = x.steps.numel() // len(mean)
         bn.running_mean.lerp_(mean.to(bn.running_mean.dtype), momentum)
         bn.running_var.lerp_((var * (count / max(count - 1, 1))).to(bn.running_var.dtype), momentum)
     return Current((Term(x, Norm(bn.weight, bn.bias, mean, var, bn.eps, of_batch=True)),))

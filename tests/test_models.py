@@ -696,11 +696,32 @@ def test_bad_arguments_of_one_family():
         timm.create_model("snn_resnet20_t2", device="meta", connect="add")
 
 
-@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 1, 16, 16), (2, 4, 1, 16, 16), (2, 0, 3, 16, 16), (2, 3)])
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 1, 16, 16), (2, 4, 1, 16, 16), (2, 3)])
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name in SPIKING])
 def test_odd_shapes(name, shape):
     with pytest.raises(InputError, match=r"expected images \[B, 3, H, W\] or frames \[B, T, 3, H, W\]"):
         timm.create_model(name, device="meta")(torch.randn(shape))
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 32, 32), (2, 3, 0, 32), (2, 0, 3, 16, 16)])
+def test_empty_input_is_refused(shape):
+    with pytest.raises(InputError, match=r"^input of shape \(.*\): no axis may be empty"):
+        timm.create_model("snn_resnet20_t2", device="meta")(torch.randn(shape))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(depths=2), "depths must be whole numbers of at least 1, one for each stage, got 2"),
+        (dict(depths=(2, 0)), "depths must be .* got \\(2, 0\\)"),
+        (dict(channels=16), "channels must be .* got 16"),
+        (dict(channels="abc"), "channels must be .* got 'abc'"),
+    ],
+)
+def test_depths_and_channels_are_sequences(kwargs, message):
+    for name in ("snn_resnet20_t2", "snn_vgg11_t2", "snn_preact_resnet18_t2"):
+        with pytest.raises(InputError, match=message):
+            timm.create_model(name, device="meta", **kwargs)
 
 
 def test_neurons_of_a_hidden_head_begin_at_their_threshold():

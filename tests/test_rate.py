@@ -378,6 +378,13 @@ def test_frozen_batch_norm_uses_running_statistics():
     torch.testing.assert_close(norm.state_dict(), before)
 
 
+@pytest.mark.parametrize("grad_method", ["rate", "bptt"])
+def test_one_value_has_no_variance(grad_method):
+    net = timm.create_model("snn_resnet20_t1", grad_method=grad_method)
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
+        net(torch.randn(1, 3, 4, 4))
+
+
 def test_max_pool_acts_on_rates():
     x = (torch.rand(3, 2, 4, 8, 8) > 0.5).float()
     out = MaxPool2d(2)(Signal(x, x.mean(0)))

@@ -206,7 +206,9 @@ def profile(
     input_size: tuple[int, int, int] | None = None,
     energy: Energy | None = None,
 ) -> Profile:
-    """Count a model's operations, in evaluation mode.
+    """Count a model's operations, in evaluation mode: those of its convolutions and linear layers.
+
+    What else multiplies is left out: of a transformer, the products of attention.
 
     Args:
         model: any image classifier, spiking or not; its modules' modes are left as they were. On the meta device

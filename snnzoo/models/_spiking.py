@@ -39,9 +39,11 @@ def encode(x: Tensor, in_chans: int, num_steps: int, as_signal: bool) -> tuple[T
         before the first neuron is computed once), and T.
 
     Raises:
-        InputError: ``x`` has another number of axes or channels.
+        InputError: ``x`` has another number of axes or channels, or is empty.
     """
-    if x.ndim not in (4, 5) or x.shape[-3] != in_chans or 0 in x.shape:
+    if 0 in x.shape:
+        raise InputError(f"input of shape {tuple(x.shape)}: no axis may be empty, give at least one image and one step")
+    if x.ndim not in (4, 5) or x.shape[-3] != in_chans:
         raise InputError(
             f"input of shape {tuple(x.shape)}: expected images [B, {in_chans}, H, W] or frames "
             f"[B, T, {in_chans}, H, W]; a model with other input channels is made by create_model(…, in_chans=…)"
