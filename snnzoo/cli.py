@@ -1,6 +1,7 @@
 """The ``snnzoo`` command."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,10 @@ def _pull(args: argparse.Namespace) -> None:
 def _list(args: argparse.Namespace) -> None:
     from snnzoo import hub
 
-    for model in hub.list_models(args.pattern, args.pretrained):
+    found = hub.list_models(args.pattern, args.pretrained)
+    if not found:
+        print(f"snnzoo: no model {'with weights ' * args.pretrained}is named {args.pattern!r}", file=sys.stderr)
+    for model in found:
         print(f"{model.name:<34}{model.weights}".rstrip())
 
 

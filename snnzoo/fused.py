@@ -180,9 +180,11 @@ def _run(fn: Callable, device_type: str, *args):
     except Exception as error:
         if _backend == "compiled" or isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
             raise
-        _warn(device_type, f"compilation failed ({type(error).__name__})")
-        _broken.add(device_type)
-        return fn(*args)
+        reason = f"compilation failed ({type(error).__name__})"
+    result = fn(*args)  # before anything is blamed: where the caller's tensors do not fit, this fails as well
+    _warn(device_type, reason)
+    _broken.add(device_type)
+    return result
 
 
 def _compiles(device_type: str) -> bool:

@@ -41,7 +41,8 @@ class BatchNorm2d(nn.BatchNorm2d):
         if isinstance(x, Signal):
             return rate.batch_norm(x, self)
         if self.training or self.running_mean is None:
-            return rate.per_step(super().forward, x)
+            norm = super().forward
+            return rate.per_step(lambda steps: norm(rate.regular(steps)), x)
         return Current((Term(x, Norm(self.weight, self.bias, self.running_mean, self.running_var, self.eps, False)),))
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from snnzoo import fused
 from snnzoo.current import Current, Norm, Term, sum_steps
+from snnzoo.errors import InputError
 from snnzoo.neurons import LIFParams, full
 
 
@@ -38,15 +39,30 @@ class Signal:
     rate: Tensor
     moments: tuple[Tensor, Tensor] | None = None
 
-    def __add__(self, other: "Signal") -> "Signal":
+    def __add__(self, other: "Signal | Tensor") -> "Signal":
+        if isinstance(other, Tensor):  # the same at every step
+            other = Signal(other.detach(), other)
         if not isinstance(other, Signal):
             return NotImplemented
         return Signal(self.steps + other.steps, self.rate + other.rate)
+
+    def __mul__(self, factor: Tensor) -> "Signal":
+        """Scaled by the same factor at every step: with a shift, torchvision's FrozenBatchNorm2d."""
+        return Signal(self.steps * factor.detach(), self.rate * factor)
 
 
 def per_step(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Apply ``fn`` once to all steps of ``[T, B, ...]``, folded into the batch."""
     return fn(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+def regular(x: Tensor) -> Tensor:
+    """``x`` as batch norm may see it: torch's misreads, backward on a CPU, one channels-last image of odd strides.
+
+    Reshaping gives the axis of a single image another stride than that of a whole image, as it may.
+    """
+    odd = x.shape[0] == 1 and x.stride(0) != x.numel()
+    return x.clone(memory_format=torch.channels_last) if odd else x
 
 
 def time_mean(x: Tensor) -> Tensor:
@@ -93,14 +109,22 @@ def batch_norm(x: Signal, bn: nn.BatchNorm2d) -> Current:
 
     The spike pass normalises with the mean and variance of all T * B samples and updates the running statistics,
     once. With ``bn`` in eval mode (frozen) both passes use the running statistics.
+
+    Raises:
+        InputError: a single value in each channel, which has no variance.
     """
     if not bn.training and bn.running_mean is not None:
         return Current((Term(x, Norm(bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps, of_batch=False)),))
     mean, var = x.moments or fused.moments(x.steps)[1:]
+    count = x.steps.numel() // len(mean)
+    if count == 1:  # as torch does
+        raise InputError(
+            "Expected more than 1 value per channel when training: one step of one image of one pixel has no variance; "
+            "give more images, or freeze the norm by its eval()"
+        )
     if bn.running_mean is not None:
         bn.num_batches_tracked.add_(1)
         momentum = 1.0 / float(bn.num_batches_tracked) if bn.momentum is None else bn.momentum
-        count = x.steps.numel() // len(mean)
         bn.running_mean.lerp_(mean.to(bn.running_mean.dtype), momentum)
         bn.running_var.lerp_((var * (count / max(count - 1, 1))).to(bn.running_var.dtype), momentum)
     return Current((Term(x, Norm(bn.weight, bn.bias, mean, var, bn.eps, of_batch=True)),))
@@ -144,7 +168,7 @@ class _SumOfRates(torch.autograd.Function):
             mean, var = full(mean), full(var)
             weight = None if weight is None else weight.to(mean.dtype)
             grads += torch.ops.aten.native_batch_norm_backward(
-                grad.to(x.dtype), x, weight, mean, var, mean, torch.rsqrt(var + eps), of_batch, eps,
+                grad.to(x.dtype), regular(x), weight, mean, var, mean, torch.rsqrt(var + eps), of_batch, eps,
                 list(ctx.needs_input_grad[3 + 5 * i : 6 + 5 * i]),
             )  # fmt: skip
             grads += [None, None]

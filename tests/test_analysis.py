@@ -7,8 +7,9 @@ import timm
 import torch
 import torchvision
 
-from snnzoo import InputError
-from snnzoo.analysis import firing_rates, profile, table
+from snnzoo import InputError, fused
+from snnzoo.analysis import firing_rates, profile, record, table
+from snnzoo.distill import AnnGuidedDistillationTask
 from snnzoo.layers import LIF
 
 
@@ -28,6 +29,33 @@ def test_firing_rates():
     assert rates["layer3.2.act2"] == pytest.approx(float(total) / (6 * 64 * 4 * 4))
     assert max(rates.values()) > 0
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_looking_inside_leaves_every_modules_mode():
+    model = timm.create_model("snn_resnet20_t2").train()
+    model.bn1.eval()
+    modes, x = [module.training for module in model.modules()], torch.randn(2, 3, 16, 16)
+    for look in (
+        lambda x: firing_rates(model, [x]),
+        lambda x: profile(model, [x]),
+        lambda x: record(model, x[0], "act1"),
+        lambda x: AnnGuidedDistillationTask(model, timm.create_model("cifar_resnet20"), input_size=x.shape[1:]),
+    ):
+        look(x)
+        assert [module.training for module in model.modules()] == modes
+        with pytest.raises(InputError, match="expected images|of size"):
+            look(x[:, :2])
+        assert [module.training for module in model.modules()] == modes
+
+
+def test_a_look_at_one_image_compiles_nothing(monkeypatch):
+    model = timm.create_model("snn_resnet20_t2")
+    monkeypatch.setattr(fused, "_backend", "compiled")
+    monkeypatch.setattr(fused, "_compiled", lambda fn: pytest.fail("it was compiled"))
+    record(model, torch.randn(3, 16, 16), "layer1.0.act1")
+    profile(model, input_size=(3, 16, 16))
+    with pytest.raises(pytest.fail.Exception):
+        profile(model, [torch.randn(2, 3, 16, 16)])
 
 
 def test_an_ann_does_not_fire():

@@ -127,7 +127,20 @@ def test_raster():
     assert len(rows[0]) == totals.max()  # the busiest is on top
     assert "layer1.0.act1: 2,048 neurons, T = 6" in texts(figure)
     silent = found.__class__("x", 1.0, found.membranes * 0, found.spikes * 0)
-    assert "spikes of 0 of the 0 neurons that fire" in texts(draw_raster(silent))
+    silent.membranes.view(6, -1)[2, 7] = 0.9
+    figure = draw_raster(silent)
+    assert all(title in texts(figure) for title in ("no neuron fires", "the highest membranes"))
+    assert lines(figure.axes[0])["neuron 7"][2] == [3, pytest.approx(0.9)]
+    assert sum(label.startswith("neuron") for label in lines(figure.axes[0])) == 5
+
+
+@pytest.mark.parametrize("steps", [1, 6, 40])
+def test_both_panels_of_a_raster_have_the_same_steps(steps):
+    model = lively("snn_resnet20_t6", **SMALL)
+    model.num_steps = steps
+    for axes in draw_raster(record(model, torch.randn(3, 16, 16), "layer1.0.act1")).axes:
+        assert axes.get_xlim() == (0.5, steps + 0.5)
+        assert all(tick == int(tick) for tick in axes.get_xticks())
 
 
 def test_no_such_layer():
@@ -159,6 +172,15 @@ def test_profile_and_rates(profiled):
     figure = draw_rates(profiled)
     (image,) = figure.axes[0].images
     assert image.get_array().tolist() == [pytest.approx([100 * r for r in row["rates"]]) for row in neurons]
+    assert not overlaps(figure)
+
+
+def test_large_numbers_and_many_steps(profiled):
+    totals = {**profiled["totals"], "energy_uj": 1381.4, "ann_energy_uj": 99.4}
+    assert all(f"| {number} |" in texts(draw_profile({**profiled, "totals": totals})) for number in ("1,381", "99.4"))
+    neurons = [{**row, "rates": row["rates"] * 25} for row in profiled["layers"] if row["kind"] == "lif"]
+    figure = draw_rates({**profiled, "layers": neurons})
+    assert figure.get_figwidth() < 12
     assert not overlaps(figure)
 
 

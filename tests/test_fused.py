@@ -173,6 +173,18 @@ def test_uncompiled_block(monkeypatch):
     assert fused._compiles("cpu")
 
 
+def test_a_callers_mistake_does_not_switch_the_compiler_off(monkeypatch, caplog):
+    monkeypatch.setattr(fused, "_backend", "auto")
+    monkeypatch.setattr(fused, "_has_compiler", lambda device: True)
+    monkeypatch.setattr(fused, "_broken", set())
+    monkeypatch.setattr(fused, "_compiled", lambda fn: fn)
+    a, b = torch.randn(2, 3, 4, 5, 5), torch.randn(2, 3, 6, 5, 5)
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        fused.lif(Current((Term(a), Term(b))), LIFParams())
+    assert not fused._broken
+    assert not caplog.records
+
+
 def test_unknown_backend():
     with pytest.raises(InputError, match="must be one of auto, compiled, eager, got 'cuda'"):
         set_backend("cuda")

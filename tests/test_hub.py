@@ -354,6 +354,8 @@ def test_list(hub, capsys):
     cli.main(["list", "snn_resnet18*"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 8 and "snn_resnet18_t4.c100" in lines and hub.traffic == []
+    cli.main(["list", "nosuch*"])
+    assert tuple(capsys.readouterr()) == ("", "snnzoo: no model is named 'nosuch*'\n")
     cli.main(["list", "snn_resnet*", "--pretrained"])
     lines = capsys.readouterr().out.splitlines()
     assert any(line.split() == "snn_resnet18_t4.c10 on the Hub, snnzoo/snn_resnet18_t4.c10".split() for line in lines)

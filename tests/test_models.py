@@ -4,6 +4,7 @@ The networks are the registered ones with an eighth of their width, which none o
 """
 
 import copy
+import json
 import pickle
 from functools import cache
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from timm.layers import create_feature_extractor
+from timm.layers import create_feature_extractor, freeze_batch_norm_2d, unfreeze_batch_norm_2d
 from timm.models import group_parameters
 from timm.optim import param_groups_layer_decay
 
@@ -83,6 +84,39 @@ def zoo(request):
     return SimpleNamespace(name=request.param, model=model, x=x, features=features, logits=logits)
 
 
+# --- norms ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name in SPIKING])
+@pytest.mark.parametrize("grad_method", ["rate", "bptt"])
+def test_frozen_norms_are_norms_in_evaluation_mode(name, grad_method):
+    model, x = small(name, grad_method=grad_method)
+    frozen = freeze_batch_norm_2d(copy.deepcopy(model))
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval().requires_grad_(False)
+    torch.testing.assert_close(frozen(x), model(x))
+    for net in (frozen, model):
+        net(x).square().sum().backward()
+    expected = {key: p.grad for key, p in model.named_parameters() if p.requires_grad}
+    torch.testing.assert_close({key: p.grad for key, p in frozen.named_parameters()}, expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(frozen.eval()(x), model.eval()(x))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("replace", "by"),
+    [
+        (torch.nn.SyncBatchNorm.convert_sync_batchnorm, "SyncBatchNorm"),
+        (lambda model: unfreeze_batch_norm_2d(freeze_batch_norm_2d(model)), "BatchNorm2d"),
+    ],
+)
+def test_norms_that_do_not_know_time_are_refused(replace, by, training):
+    model, x = small("snn_resnet20_t2")
+    with pytest.raises(InputError, match=f"^bn1 is a {by}, which does not know time.*synchronise.*eval"):
+        replace(model).train(training)(x)
+
+
 # --- names, tags, configurations ---------------------------------------------------------------------------------
 
 
@@ -123,10 +157,12 @@ def test_tags(name):
     for tag in tags:
         cfg = timm.get_pretrained_cfg(f"{name}.{tag}").to_dict()
         expected = dict(RECIPES[tag.removeprefix("ann_")])
-        if row in ("cifar_resnet20", "cifar_resnet32", "cifar_resnet56") and tag == "c10":
+        teachers_prepare = row in ("cifar_resnet20", "cifar_resnet32", "cifar_resnet56") and tag == "c10"
+        if teachers_prepare or f"{name}.{tag}" in SHIPPED:
             expected |= dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))  # as their weights were trained
         assert {key: cfg[key] for key in expected} == expected
-        assert (cfg["crop_pct"], cfg["interpolation"]) == (0.875 if "in1k" in tag else 1.0, "bilinear")
+        prepared = {"in1k": (0.875, "bilinear"), "ann_in1k": (0.95, "bicubic")}.get(tag, (1.0, "bilinear"))
+        assert (cfg["crop_pct"], cfg["interpolation"]) == prepared
         model = timm.create_model(f"{name}.{tag}", device="meta")
         assert (model.num_classes, model.in_chans) == (cfg["num_classes"], cfg["input_size"][0])
         assert (model.default_cfg["architecture"], model.default_cfg["tag"]) == (name, tag)
@@ -134,6 +170,14 @@ def test_tags(name):
         assert (data["input_size"], data["mean"]) == (cfg["input_size"], cfg["mean"])
     assert timm.create_model(name, device="meta").default_cfg["tag"] == tags[0]
     assert timm.get_pretrained_cfg(name).tag == tags[0]
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED))
+def test_a_registered_configuration_is_that_of_the_weights_that_ship(name):
+    cfg, made = timm.get_pretrained_cfg(name).to_dict(), timm.create_model(name, pretrained=True).pretrained_cfg
+    registered, of_weights = (json.dumps(timm.data.resolve_data_config({}, pretrained_cfg=c)) for c in (cfg, made))
+    assert registered == of_weights
+    assert cfg["license"] == made["license"]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -652,11 +696,32 @@ def test_bad_arguments_of_one_family():
         timm.create_model("snn_resnet20_t2", device="meta", connect="add")
 
 
-@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 1, 16, 16), (2, 4, 1, 16, 16), (2, 0, 3, 16, 16), (2, 3)])
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 1, 16, 16), (2, 4, 1, 16, 16), (2, 3)])
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name in SPIKING])
 def test_odd_shapes(name, shape):
     with pytest.raises(InputError, match=r"expected images \[B, 3, H, W\] or frames \[B, T, 3, H, W\]"):
         timm.create_model(name, device="meta")(torch.randn(shape))
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 32, 32), (2, 3, 0, 32), (2, 0, 3, 16, 16)])
+def test_empty_input_is_refused(shape):
+    with pytest.raises(InputError, match=r"^input of shape \(.*\): no axis may be empty"):
+        timm.create_model("snn_resnet20_t2", device="meta")(torch.randn(shape))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(depths=2), "depths must be whole numbers of at least 1, one for each stage, got 2"),
+        (dict(depths=(2, 0)), "depths must be .* got \\(2, 0\\)"),
+        (dict(channels=16), "channels must be .* got 16"),
+        (dict(channels="abc"), "channels must be .* got 'abc'"),
+    ],
+)
+def test_depths_and_channels_are_sequences(kwargs, message):
+    for name in ("snn_resnet20_t2", "snn_vgg11_t2", "snn_preact_resnet18_t2"):
+        with pytest.raises(InputError, match=message):
+            timm.create_model(name, device="meta", **kwargs)
 
 
 def test_neurons_of_a_hidden_head_begin_at_their_threshold():

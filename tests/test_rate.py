@@ -1,5 +1,6 @@
 """Rate-based backpropagation against the equations, against BPTT, and by what it computes and keeps."""
 
+import copy
 from collections import Counter
 
 import pytest
@@ -269,6 +270,23 @@ def test_input_gradient_equals_two_plain_passes():
     torch.testing.assert_close(torch.autograd.grad(net(x).sum(), x)[0], expected)
 
 
+@pytest.mark.parametrize(("cls", "kwargs"), NETS)
+@pytest.mark.parametrize("grad_method", ["rate", "bptt"])
+@pytest.mark.parametrize(("num_steps", "static"), [(1, True), (3, True), (3, False)])
+def test_one_image_gives_the_same_gradients_in_both_memory_formats(cls, kwargs, grad_method, num_steps, static):
+    if cls is SpikingPreActResNet:  # its norms' outputs, averaged over one image, would be the same for any image
+        kwargs = dict(spike_head=True, **kwargs)
+    net = small_net(cls, num_steps=num_steps, threshold=0.5, grad_method=grad_method, **kwargs)
+    x, target = torch.stack(random_frames(num_steps, static, 1, 3, 34, 30), 1), torch.tensor([1])
+    x = x[:, 0] if static else x
+    _, expected = loss_and_grads(net, x, target)
+    net = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    assert_same_grads(loss_and_grads(net, x, target)[1], expected, 1e-6)
+    if static:
+        x = x.contiguous(memory_format=torch.channels_last)
+        assert_same_grads(loss_and_grads(net, x, target)[1], expected, 1e-6)
+
+
 # --- what is computed, what is kept ------------------------------------------------------------------------------
 
 
@@ -358,6 +376,13 @@ def test_frozen_batch_norm_uses_running_statistics():
     torch.testing.assert_close(out.steps, settle(norm(x)))
     torch.testing.assert_close(out.steps, F.batch_norm(x.flatten(0, 1), norm.running_mean, norm.running_var).view_as(x))
     torch.testing.assert_close(norm.state_dict(), before)
+
+
+@pytest.mark.parametrize("grad_method", ["rate", "bptt"])
+def test_one_value_has_no_variance(grad_method):
+    net = timm.create_model("snn_resnet20_t1", grad_method=grad_method)
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
+        net(torch.randn(1, 3, 4, 4))
 
 
 def test_max_pool_acts_on_rates():

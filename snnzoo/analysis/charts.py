@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from snnzoo.analysis.figure import COLOURS, GREY, as_text, new_figure, tidy
+from snnzoo.analysis.figure import COLOURS, GREY, as_number, as_text, new_figure, tidy
 from snnzoo.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ROW = 0.19  # inches for a layer's name
+MANY = 16  # steps; more are drawn narrower, without a number in each cell
 
 
 def draw_profile(profile: Mapping[str, Any]) -> "Figure":
@@ -54,7 +55,7 @@ def draw_profile(profile: Mapping[str, Any]) -> "Figure":
         bars["membranes"] = totals["membrane_energy_uj"], COLOURS[2]
     bars["ANN"] = totals["ann_energy_uj"], GREY
     drawn = axes.bar(list(bars), [value for value, _ in bars.values()], color=[colour for _, colour in bars.values()])
-    axes.bar_label(drawn, fmt="{:.3g}", padding=2, fontsize="small")
+    axes.bar_label(drawn, [as_number(value) for value, _ in bars.values()], padding=2, fontsize="small")
     axes.set(title="energy, all layers", ylabel="µJ per image")
     axes.margins(y=0.1)
     axes.tick_params(axis="x", labelsize="small")
@@ -78,14 +79,14 @@ def draw_rates(profile: Mapping[str, Any]) -> "Figure":
         raise InputError("the profile has no firing rates: make it of a spiking model, with images (--data-dir)")
     values = [[100 * rate for rate in row["rates"]] for row in neurons]
     steps = len(values[0])
-    width = max(4.2, 2.9 + 0.5 * steps)
+    width = max(4.2, 2.9 + 0.5 * min(steps, MANY))
     figure = new_figure(width, max(2.6, 1.2 + 1.2 * ROW * len(neurons)))
     axes = figure.subplots()
     image = axes.imshow(values, aspect="auto", cmap="cividis", vmin=0)
     _layers(axes, neurons)
     axes.grid(False)
     axes.set(xlabel="time step", xticks=range(steps), xticklabels=range(1, steps + 1), ylim=(len(neurons) - 0.5, -0.5))
-    if steps > 16:
+    if steps > MANY:
         axes.set_xticks(range(0, steps, steps // 8))
         axes.set_xticklabels(range(1, steps + 1, steps // 8))
     else:

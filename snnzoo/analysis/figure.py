@@ -69,6 +69,11 @@ def as_text(name: object) -> str:
     return str(name).replace("$", r"\$")
 
 
+def as_number(value: float) -> str:
+    """Three digits that count, or all those before the point: ``0.0123``, ``12.3``, ``1,235``."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def tidy(axes: "Axes", grid: str = "both") -> None:
     """No box around the data, a faint grid behind it."""
     axes.spines[["top", "right"]].set_visible(False)

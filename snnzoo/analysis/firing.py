@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from snnzoo.errors import InputError
 from snnzoo.layers import LIF
+from snnzoo.modes import evaluating
 
 
 class SpikeCounter:
@@ -75,7 +76,7 @@ def firing_rates(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, float
     """Mean spikes per neuron and step of every LIF layer, in evaluation mode.
 
     Args:
-        model: a spiking model; its mode is left as it was.
+        model: a spiking model; its modules' modes are left as they were.
         batches: inputs as for the model's forward.
 
     Returns:
@@ -84,9 +85,7 @@ def firing_rates(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, float
     Raises:
         InputError: the model has no LIF layer.
     """
-    training = model.training
-    with SpikeCounter(model.eval()) as counter:
+    with evaluating(model), SpikeCounter(model) as counter:
         for batch in batches:
             model(batch)
-    model.train(training)
     return counter.by_layer()

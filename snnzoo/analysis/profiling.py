@@ -6,6 +6,7 @@ graph of it says: so every model can be profiled, also one that no exporter know
 
 import json
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from snnzoo.analysis.counting import LayerCounter, Neurons, Synapses
 from snnzoo.errors import InputError
 from snnzoo.files import new_file
+from snnzoo.fused import uncompiled
+from snnzoo.modes import evaluating
 from snnzoo.version import __version__
 
 STATE_BYTES = 4  # of a membrane: float32
@@ -203,10 +206,13 @@ def profile(
     input_size: tuple[int, int, int] | None = None,
     energy: Energy | None = None,
 ) -> Profile:
-    """Count a model's operations, in evaluation mode.
+    """Count a model's operations, in evaluation mode: those of its convolutions and linear layers.
+
+    What else multiplies is left out: of a transformer, the products of attention.
 
     Args:
-        model: any image classifier, spiking or not; its mode is left as it was. On the meta device nothing is computed.
+        model: any image classifier, spiking or not; its modules' modes are left as they were. On the meta device
+            nothing is computed.
         batches: images as for the model's forward, all of one size. Without any, only what does not depend on them is
             found: how often neurons fire is a matter of what they see, and noise would give meaningless rates.
         input_size: ``(C, H, W)`` where there are no batches; by default what the model's ``pretrained_cfg`` says.
@@ -218,18 +224,14 @@ def profile(
     batches = iter(batches)
     first = next(batches, None)
     shown = first is not None
-    training = model.training
     cfg = getattr(model, "pretrained_cfg", None) or {}
     if not shown:
         size = input_size or (model.in_chans, *cfg["input_size"][1:])
         first = torch.zeros(1, *size, device=next(model.parameters()).device)
-    try:
-        with LayerCounter(model.eval(), measure=shown) as counter:
-            counter.show(first)
-            for batch in batches:
-                counter.show(batch)
-    finally:
-        model.train(training)
+    with evaluating(model), nullcontext() if shown else uncompiled(), LayerCounter(model, measure=shown) as counter:
+        counter.show(first)
+        for batch in batches:
+            counter.show(batch)
     return Profile(
         model=cfg.get("architecture") or type(model).__name__,
         input_size=tuple(first.shape[-3:]),

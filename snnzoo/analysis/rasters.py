@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from snnzoo.analysis.figure import COLOURS, GREY, as_text, new_figure, tidy
 from snnzoo.errors import InputError
+from snnzoo.fused import uncompiled
 from snnzoo.layers import LIF, settle
+from snnzoo.modes import evaluating
 from snnzoo.neurons import lif_step
 
 if TYPE_CHECKING:
@@ -37,11 +39,12 @@ class Recording:
 
 
 @torch.no_grad()
+@uncompiled()
 def record(model: nn.Module, image: Tensor, layer: str) -> Recording:
     """Show a model one image and keep what the neurons of a layer do, in evaluation mode.
 
     Args:
-        model: a spiking model; its mode is left as it was.
+        model: a spiking model; its modules' modes are left as they were.
         image: ``[C, H, W]``, or frames ``[T, C, H, W]``; as the model takes them.
         layer: path of a LIF layer.
 
@@ -55,12 +58,11 @@ def record(model: nn.Module, image: Tensor, layer: str) -> Recording:
         )
     params, currents = lifs[layer].params, []
     handle = lifs[layer].register_forward_pre_hook(lambda module, args: currents.append(settle(args[0])))
-    training = model.training
     try:
-        model.eval()(image[None])
+        with evaluating(model):
+            model(image[None])
     finally:
         handle.remove()
-        model.train(training)
     membranes, spikes, v = [], [], None
     for current in currents[0][:, 0]:
         u, s, v = lif_step(current.float(), v, params)
@@ -73,7 +75,7 @@ def draw_raster(recording: Recording, image: Tensor | None = None, title: str = 
     """Membranes of a few neurons, spikes of many, and how many fire at each step.
 
     The rows of the raster are evenly taken from all neurons of the layer that fire at all, most spikes on top; the
-    membranes are those of neurons taken evenly from these rows.
+    membranes are those of neurons taken evenly from these rows. Where no neuron fires they are the highest.
 
     Args:
         recording: of :func:`record`.
@@ -83,7 +85,7 @@ def draw_raster(recording: Recording, image: Tensor | None = None, title: str = 
     Raises:
         InputError: matplotlib is not installed.
     """
-    spikes, membranes = recording.spikes.flatten(1), recording.membranes.flatten(1).numpy()
+    spikes, membranes = recording.spikes.flatten(1), recording.membranes.flatten(1)
     steps, count = spikes.shape
     shown = _shown(spikes)
     figure = new_figure(12 if image is not None else 10, 4.4)
@@ -96,14 +98,16 @@ def draw_raster(recording: Recording, image: Tensor | None = None, title: str = 
     times = range(1, steps + 1)
 
     axes = panels.pop(0)
-    traced = shown[:: -(-len(shown) // TRACES)] if shown else []
+    if shown:
+        traced, which = shown[:: -(-len(shown) // TRACES)], "membranes (a triangle: a spike)"
+    else:
+        traced, which = membranes.amax(0).topk(min(TRACES, count)).indices.tolist(), "the highest membranes"
     for colour, neuron in zip(COLOURS, traced, strict=False):
         axes.plot(times, membranes[:, neuron], color=colour, marker=".", label=f"neuron {neuron}")
         fired = [t for t in times if spikes[t - 1, neuron]]
         axes.plot(fired, membranes[[t - 1 for t in fired], neuron], "^", color=colour, markersize=7)
     axes.axhline(recording.threshold, color=GREY, linestyle="--", label="threshold")
-    axes.set(title="membranes (a triangle: a spike)", xlabel="time step",
-             ylabel="membrane before the reset (no unit)")  # fmt: skip
+    axes.set(title=which, xlabel="time step", ylabel="membrane before the reset (no unit)")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=TRACES + 1, fontsize="small")
     tidy(axes)
 
@@ -111,12 +115,13 @@ def draw_raster(recording: Recording, image: Tensor | None = None, title: str = 
     rows = [[t for t in times if spikes[t - 1, neuron]] for neuron in shown]
     if rows:
         axes.eventplot(rows, colors=COLOURS[0], linelengths=0.8, linewidths=max(2.0, 40 / steps))
-    axes.set(title=f"spikes of {len(shown)} of the {int((spikes.sum(0) > 0).sum()):,} neurons that fire",
-             xlabel="time step", ylabel="neuron", yticks=[], xlim=(0.5, steps + 0.5),
-             ylim=(len(rows) - 0.4, -0.6))  # fmt: skip
+    firing = int((spikes.sum(0) > 0).sum())
+    axes.set(title=f"spikes of {len(shown)} of the {firing:,} neurons that fire" if shown else "no neuron fires",
+             xlabel="time step", ylabel="neuron", yticks=[], ylim=(len(rows) - 0.4, -0.6))  # fmt: skip
     tidy(axes, "x")
     for axes in figure.axes[-2:]:
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_xlim(0.5, steps + 0.5)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     rate = 100 * float(spikes.mean())
     what = f"{recording.layer}: {count:,} neurons, T = {steps}, {rate:.1f} % fire at a step"
     figure.suptitle(f"{as_text(title)}, {what}" if title else what, fontsize="medium")

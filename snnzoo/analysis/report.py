@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from snnzoo.analysis.charts import draw_confusion, draw_profile, draw_rates
 from snnzoo.analysis.curves import draw_curves, draw_hybrids, has_hybrids
-from snnzoo.analysis.figure import as_svg
+from snnzoo.analysis.figure import as_number, as_svg
 from snnzoo.analysis.inspection import Inspection
 
 if TYPE_CHECKING:
@@ -94,7 +94,8 @@ def _tiles(found: Inspection) -> str:
         tiles += [(str(totals["latency_steps"]), "time steps"), (f"{totals['parameters']:,}", "parameters")]
         if totals["firing_rate"] is not None:
             tiles.append((f"{100 * totals['firing_rate']:.1f} %", "of the neurons fire at a step"))
-        tiles.append((f"{totals['energy_uj']:.3g} µJ", f"an image; the ANN {totals['ann_energy_uj']:.3g} µJ"))
+        energy, ann = as_number(totals["energy_uj"]), as_number(totals["ann_energy_uj"])
+        tiles.append((f"{energy} µJ", f"an image; the ANN {ann} µJ"))
     compared = [report for report in found.deploy if report["parity"]]
     if compared:
         passed = sum(_passed(report) for report in compared)

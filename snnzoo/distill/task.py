@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from snnzoo.distill.adapter import Adapter
 from snnzoo.distill.teacher import FrozenTeacher, StagedTeacher
 from snnzoo.errors import InputError
+from snnzoo.modes import evaluating
 
 ALPHA_SCHEDULES = ("fixed", "rising", "falling")
 BETAS = ("uniform", "halving")
@@ -294,8 +295,7 @@ def _choose(branches: str | Sequence[str], names: list[str]) -> list[str]:
 @torch.no_grad()
 def _feature_shapes(model: nn.Module, input_size: tuple[int, int, int]) -> list[tuple[int, ...]]:
     """``(C, H, W)`` of the model's intermediates; leaves its mode and batch-norm statistics as they were."""
-    training = model.training
     probe = torch.zeros(1, *input_size).to(next(model.parameters()))
-    features = model.eval().forward_intermediates(probe, intermediates_only=True)
-    model.train(training)
+    with evaluating(model):
+        features = model.forward_intermediates(probe, intermediates_only=True)
     return [tuple(feature.shape[1:]) for feature in features]

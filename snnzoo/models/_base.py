@@ -7,6 +7,7 @@ the ANN and, from layers that know about time, the spiking network (:mod:`snnzoo
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,12 @@ def check_choice(name: str, value: str, known: Sequence[str]) -> None:
     """Raise :class:`InputError` unless ``value`` is one of ``known``."""
     if value not in known:
         raise InputError(f"{name} must be one of {tuple(known)}, got {value!r}")
+
+
+def check_sizes(name: str, value: Sequence[int]) -> None:
+    """Raise :class:`InputError` unless ``value`` is a sequence of positive whole numbers."""
+    if not (isinstance(value, Sequence) and all(isinstance(size, Integral) and size > 0 for size in value)):
+        raise InputError(f"{name} must be whole numbers of at least 1, one for each stage, got {value!r}")
 
 
 class StagedNet(nn.Module):
@@ -89,6 +96,8 @@ class StagedNet(nn.Module):
     ):
         super().__init__()
         check_choice("stem", stem, STEMS)
+        check_sizes("depths", depths)
+        check_sizes("channels", channels)
         if len(depths) != len(channels):
             raise InputError(f"a network has as many widths as depths, got depths={depths} and channels={channels}")
         smallest = 4 if stem == "imagenet" else 1

@@ -5,11 +5,12 @@ from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from snnzoo.models._pretrained import HUB_CONFIGS, SHIPPED
+from snnzoo.models._pretrained import CONFIG, HUB_CONFIGS, SHIPPED, read_config
 
 # A tag that begins so is not of trained weights, but of others' to start from.
 INITIALISATION = "ann_"
 
+_DEFAULTS = dict(interpolation="bilinear", license="apache-2.0")
 _CIFAR = dict(input_size=(3, 32, 32), crop_pct=1.0)
 TAGS = {
     "c10": dict(num_classes=10, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), **_CIFAR),
@@ -53,15 +54,20 @@ def cfgs(
         f"{name}.{tag}{'*' if tag == default else ''}": dict(
             first_conv="conv1",
             classifier="fc",
-            license="apache-2.0",
             pool_size=tuple(-(-size // reduction) for size in TAGS[tag]["input_size"][1:]),
-            **{"interpolation": "bilinear", **TAGS[tag], **source, **_shipped(f"{name}.{tag}"), **overrides},
+            **_DEFAULTS | TAGS[tag] | source | _shipped(f"{name}.{tag}") | overrides,
         )
         for name in names
         for tag, source in rows.items()
     }
 
 
-def _shipped(full_name: str) -> dict[str, str]:
-    """Where a model's weights are, if they come with the package."""
-    return dict(source="local-dir", file=str(HUB_CONFIGS / full_name)) if full_name in SHIPPED else {}
+def _shipped(full_name: str) -> dict[str, Any]:
+    """Where a model's weights are and how they want images prepared, if they come with the package."""
+    if full_name not in SHIPPED:
+        return {}
+    folder = HUB_CONFIGS / full_name
+    described = read_config(folder / CONFIG, repr(full_name))["pretrained_cfg"]
+    prepared = {key: described[key] for key in ("input_size", "interpolation", "crop_pct", "mean", "std")}
+    prepared = {key: tuple(value) if isinstance(value, list) else value for key, value in prepared.items()}
+    return dict(source="local-dir", file=str(folder), license=described["license"], **prepared)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from snnzoo.errors import InputError
 from snnzoo.models import _pretrained
+from snnzoo.models._base import check_sizes
 from snnzoo.models._cfgs import INITIALISATION
 from snnzoo.models._convert import checkpoint_filter_fn
 from snnzoo.models._spiking import SpikingModel
@@ -66,13 +67,15 @@ def build(model_cls: type[nn.Module], variant: str, pretrained: bool = False, **
     """timm's ``build_model_with_cfg`` for a :class:`~snnzoo.models._base.StagedNet`.
 
     Raises:
-        InputError: pretrained weights that do not fit, or a kind of feature extraction that would bypass time.
+        InputError: pretrained weights or depths that do not fit, or a kind of feature extraction that would bypass
+            time.
     """
     if issubclass(model_cls, SpikingModel) and kwargs.get("feature_cls", "getter") != "getter":
         raise InputError(
             f"feature_cls must be 'getter' for a spiking model, got {kwargs['feature_cls']!r}: the others take the "
             f"outputs of modules, which are time series, where features are rates"
         )
+    check_sizes("depths", kwargs["depths"])
     with _pretrained.loading_errors(variant) if pretrained else contextlib.nullcontext():
         model = build_model_with_cfg(
             model_cls,

@@ -39,9 +39,11 @@ def encode(x: Tensor, in_chans: int, num_steps: int, as_signal: bool) -> tuple[T
         before the first neuron is computed once), and T.
 
     Raises:
-        InputError: ``x`` has another number of axes or channels.
+        InputError: ``x`` has another number of axes or channels, or is empty.
     """
-    if x.ndim not in (4, 5) or x.shape[-3] != in_chans or 0 in x.shape:
+    if 0 in x.shape:
+        raise InputError(f"input of shape {tuple(x.shape)}: no axis may be empty, give at least one image and one step")
+    if x.ndim not in (4, 5) or x.shape[-3] != in_chans:
         raise InputError(
             f"input of shape {tuple(x.shape)}: expected images [B, {in_chans}, H, W] or frames "
             f"[B, T, {in_chans}, H, W]; a model with other input channels is made by create_model(…, in_chans=…)"
@@ -128,7 +130,18 @@ class SpikingModel(nn.Module):
     def _rate(self, x: TimeSeries) -> Tensor:
         return to_rate(x, next(self.parameters()).dtype)
 
+    def _check_norms(self) -> None:
+        """Refuse norms that others have put in: they would take time for the batch, and the batch for channels."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, layers.BatchNorm2d):
+                raise InputError(
+                    f"{name} is a {type(module).__name__}, which does not know time: processes share statistics by "
+                    f"snnzoo.sync.synchronise(model) (--sync-bn), norms are frozen by their eval() and "
+                    f"requires_grad_(False) and thawed by the opposite"
+                )
+
     def forward_stem(self, x: Tensor) -> TimeSeries:
+        self._check_norms()
         x, num_steps = encode(x, self.in_chans, self.num_steps, self._uses_rates)
         x = hold(self.bn1(self.conv1(x)), num_steps)
         return settle(self.act1(x))
