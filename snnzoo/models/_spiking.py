@@ -132,8 +132,9 @@ class SpikingModel(nn.Module):
 
     def _check_norms(self) -> None:
         """Refuse norms that others have put in: they would take time for the batch, and the batch for channels."""
-        for name, module in self.named_modules():
+        for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, layers.BatchNorm2d):
+                name = next(name for name, other in self.named_modules() if other is module)
                 raise InputError(
                     f"{name} is a {type(module).__name__}, which does not know time: processes share statistics by "
                     f"snnzoo.sync.synchronise(model) (--sync-bn), norms are frozen by their eval() and "
