@@ -305,11 +305,9 @@ def main(argv: list[str] | None = None) -> None:
     folder = processes.from_first(open_run_dir(args) if processes.is_first else None)
     if processes.is_first:
         setup_default_logging(log_path=str(folder / "train.log"))
-    progress = resume(args, folder, training, processes) if args.resume else Progress()
-    if progress.epoch >= epochs and args.resume == "auto":
-        return _logger.info(f"{folder} has all of {epochs} epochs")
+    progress = resume(args, folder, training, processes, epochs) if args.resume else Progress()
     if progress.epoch >= epochs:
-        raise InputError(f"nothing to do: {args.resume!r} has all of {epochs} epochs; set --epochs higher")
+        return _logger.info(f"{folder} has all of {epochs} epochs")
     checkpoints = Checkpoints(folder, args.checkpoint_hist, training, processes)
     facts |= {"parameters": sum(p.numel() for p in model.parameters()), "processes": processes.count}
     records = Records(folder, args, facts, progress.epoch) if processes.is_first else None

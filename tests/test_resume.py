@@ -1,11 +1,13 @@
 """No crash may cost more than what came after the last checkpoint."""
 
+import io
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,10 @@ def whole(digits, teacher, tmp_path):
 
 class Killed(BaseException):
     """In place of kill -9, which benchmarks/kill.py does for real."""
+
+
+def die():
+    raise Killed
 
 
 def die_after(monkeypatch, updates):
@@ -158,7 +164,10 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(whole, tmp_path, capfd
 
 def flip_a_byte(data):
     """In the middle of the largest tensor."""
-    return data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        tensor = archive.read(max(archive.infolist(), key=lambda part: part.file_size))
+    at = data.index(tensor) + len(tensor) // 2
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(digits, tmp_path):
@@ -218,10 +227,6 @@ def test_the_best_is_in_place_before_the_last_says_so(digits, tmp_path, monkeypa
 
     link = checkpoints._link
     monkeypatch.setattr(checkpoints, "_link", lambda a, b: die() if b.name == "last.pth.tar" else link(a, b))
-
-    def die():
-        raise Killed
-
     run = options(digits, tmp_path, "--epochs", 2, "--experiment", "run", "--resume", "auto")
     with pytest.raises(Killed):
         train_distill.main(run)
@@ -284,6 +289,33 @@ def test_the_best_goes_back_with_the_run(digits, tmp_path, judge):
     (tmp_path / "run/model_best.pth.tar").unlink()
     train_distill.main([*run, "--resume", str(tmp_path / "run/checkpoint-1.pth.tar")])
     assert load(tmp_path / "run/model_best.pth.tar")["epoch"] == 2
+
+
+def test_a_run_that_went_back_and_died_has_left_nothing_of_what_it_abandoned(digits, tmp_path, judge, monkeypatch):
+    run = options(digits, tmp_path, "--epochs", 4, "--experiment", "run", "--checkpoint-hist", 9)
+    judge(epoch0=10.0, epoch1=20.0, epoch2=30.0, epoch3=25.0)
+    train_distill.main(run)
+    for _ in range(2):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(train_distill, "fit", lambda *_: die())
+            train_distill.main([*run, "--resume", str(tmp_path / "run/checkpoint-0.pth.tar")])
+        assert not list((tmp_path / "run").glob(".*.tmp"))
+    judge(epoch1=5.0, epoch2=6.0, epoch3=7.0)
+    train_distill.main([*run, "--resume", "auto"])
+    assert [row["eval_top1"] for row in rows(tmp_path / "run")] == [10, 5, 6, 7]
+    assert load(tmp_path / "run/model_best.pth.tar")["epoch"] == 0
+
+
+def test_the_best_is_found_under_its_epochs_name(digits, tmp_path, judge):
+    run = options(digits, tmp_path, "--epochs", 3, "--checkpoint-hist", 9)
+    judge(epoch0=10.0, epoch1=30.0, epoch2=20.0, epoch3=15.0)
+    train_distill.main([*run, "--experiment", "run"])
+    shutil.copy(tmp_path / "run/checkpoint-0.pth.tar", tmp_path / "run/model_best.pth.tar")  # it went back, and died
+    for name in ("run", "branch"):
+        again = ("--epochs", "4", "--resume", str(tmp_path / "run/checkpoint-2.pth.tar"), "--experiment", name)
+        train_distill.main([*run, *again])
+        assert load(tmp_path / name / "model_best.pth.tar")["epoch"] == 1
+        shutil.copy(tmp_path / "run/checkpoint-0.pth.tar", tmp_path / "run/model_best.pth.tar")
 
 
 @pytest.mark.parametrize("averaged_first", [True, False])
