@@ -51,6 +51,7 @@ CALIBRATION = 64  # images that --quant chooses its scales on
 def build_student(args) -> torch.nn.Module:
     make = partial(
         create_model,
+        use_ema=None,
         num_classes=args.num_classes,
         in_chans=args.in_chans or (args.input_size and args.input_size[0]),
         drop_rate=args.drop,

@@ -24,6 +24,7 @@ import train_distill
 import validate
 from snnzoo import InputError
 from snnzoo.data.batches import SeededDataset
+from snnzoo.distill import create_teacher
 from snnzoo.weights import create_model
 
 # --- what must work ----------------------------------------------------------------------------------------------
@@ -156,6 +157,20 @@ def test_what_a_run_inherits_from_pretrained_weights_is_in_its_options(digits, t
     assert told["model_kwargs"] == {"shortcut": "pad", "decay": 0.5, "detach_reset": False}
     assert (told["grad_method"], told["num_steps"]) == ("bptt", None)
     assert measured(last, digits, "--model", "snn_resnet20_t4") == pytest.approx(rows(tmp_path / "run")[0]["eval_loss"])
+
+
+def test_a_run_begins_with_averaged_weights_and_learns_from_them(digits, tmp_path, caplog):
+    train_distill.main(options(digits, tmp_path, "--experiment", "a", "--model-ema", "--model-ema-decay", 0.5))
+    checkpoint = tmp_path / "a/last.pth.tar"
+    averaged = load(checkpoint)["state_dict_ema"]
+    asked = ["--model", "snn_resnet20_t2", "--initial-checkpoint", str(checkpoint)]
+    with caplog.at_level("INFO"):
+        student = train_distill.build_student(train_distill.make_parser().parse_args(asked))
+        teacher = create_teacher("snn_resnet20_t2", 10, checkpoint=checkpoint)
+    for model in (student, teacher):
+        torch.testing.assert_close(dict(model.state_dict()), averaged, rtol=0, atol=0)
+    assert caplog.text.count(f"the averaged weights of {checkpoint} are taken") == 2
+    assert "--use-ema" not in caplog.text
 
 
 def test_a_run_from_plain_weights_inherits_nothing(tmp_path):

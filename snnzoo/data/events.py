@@ -20,7 +20,7 @@ _SPLIT_FILE = Path(__file__).with_name("cifar10dvs_split.json")
 
 
 class FrameFolder(Dataset):
-    """Frames in ``ROOT/SPLIT/<class>/*.npz`` (or ``.npy``), one array ``[T, C, H, W]`` in each; hidden ones are not seen.
+    """Frames in ``ROOT/SPLIT/<class>/*.npz`` (or ``.npy``), one array ``[T, C, H, W]`` in each; no hidden ones.
 
     Args:
         root, split: the folder.
