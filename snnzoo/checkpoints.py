@@ -194,9 +194,9 @@ class Checkpoints:
                     torch.save(state, file)
                 yield
         except (OSError, RuntimeError) as error:  # torch's writer hides the reason in a RuntimeError
+            before = f", then --resume {self.folder}: the one before is intact" if candidates(self.folder) else ""
             raise InputError(
-                f"checkpoint {str(path)!r} could not be written: {_reason(error, self.folder)}; the one before is "
-                f"intact: make room, then --resume {self.folder}"
+                f"checkpoint {str(path)!r} could not be written: {_reason(error, self.folder)}; make room{before}"
             ) from error
 
 

@@ -106,7 +106,11 @@ def test_config_file(digits, tmp_path):
 
 
 def test_the_options_of_a_run_can_be_used_again(digits, teacher, tmp_path):
-    train_distill.main(options(digits, tmp_path, *taught(teacher), "--experiment", "run", "--mean", 0.5, "--std", 0.5))
+    """Those of one that was gone on with start it from its beginning, too."""
+    extra = ("--mean", 0.5, "--std", 0.5, "--sched", "none")
+    run = options(digits, tmp_path, *taught(teacher), "--experiment", "run", *extra)
+    train_distill.main(run)
+    train_distill.main([*run, "--resume", str(tmp_path / "run"), "--epochs", "2"])
     again = ["-c", str(tmp_path / "run/args.yaml"), "--experiment", "again"]
     train_distill.main(again)
     before, after = (load(tmp_path / name / "last.pth.tar") for name in ("run", "again"))
@@ -435,6 +439,7 @@ def test_bad_config(digits, tmp_path):
         ("- a\n- b", "must hold 'option: value' lines"),
         ("a: [", "cannot be read"),
         ("epochs: 1.5", "epochs must be one int, got 1.5"),
+        ("train_interpolation: nosuch", "train_interpolation must be one of .*'bicubic'"),
         ("amp: 1", "amp must be true or false, got 1"),
         ("mean: 0.5", "mean must be a list of float, got 0.5"),
         ("branches: [stem, 1]", "branches must be one str, got"),
@@ -461,7 +466,20 @@ def test_options_that_do_not_go_together(digits, teacher, tmp_path):
     refuse("--grad-checkpointing does nothing for rate-based", [*run, "--grad-checkpointing"])
     refuse("--opt nonsense does not fit", [*run, "--opt", "nonsense"])
     refuse("--sched nonsense does not fit", [*run, "--sched", "nonsense"])
-    refuse("--input-size, --mean or --std does not fit", [*run, "--mean", "0.1", "0.2"])
+    refuse("--mean must be one value or 3, one per channel, got", [*run, "--mean", "0.1", "0.2"])
+    for idle, without in (
+        ("--amp-dtype float16", "--amp"), ("--wandb-project x", "--log-wandb"), ("--clip-mode agc", "--clip-grad"),
+        ("--patience-epochs 3", "--sched plateau"), ("--decay-milestones 3", "--sched multistep"),
+        ("--warmup-lr 0.1", "--warmup-epochs"), ("--remode const", "--reprob"),
+    ):  # fmt: skip
+        refuse(f"{idle.split()[0]} does nothing without {without}", [*run, *idle.split()])
+    for opt in ("adahessian", "lookahead_adahessian"):
+        refuse(f"--opt {opt} needs second derivatives", [*run, "--opt", opt])
+    refuse("--opt-betas: --opt adamw takes 2 numbers, got", [*run, "--opt", "adamw", "--opt-betas", "0.9"])
+    refuse("--opt-betas: --opt momentum takes 0 numbers, got", [*run, "--opt-betas", "0.9", "0.999"])
+    train_distill.check_options(
+        train_distill.make_parser().parse_args(["--opt", "lookahead_adamw", "--opt-betas", "0.8", "0.9"])
+    )
     refuse("--device nonsense does not fit", [*run, "--device", "nonsense"])
     refuse("--model-kwargs num_steps=…: use --num-steps", [*run, "--model-kwargs", "num_steps=3"])
     refuse("model 'snn_resnet20_t2'", [*run, "--model-kwargs", "decay=abc"])

@@ -34,11 +34,14 @@ def data_config(options: Mapping[str, Any], model: nn.Module, dataset: str) -> d
     Raises:
         InputError: values that do not go together.
     """
+    for key in ("mean", "std"):
+        if options.get(key) and len(options[key]) not in (1, model.in_chans):
+            raise InputError(f"--{key} must be one value or {model.in_chans}, one per channel, got {options[key]}")
     with as_input_error("--input-size, --mean or --std"):
-        config = resolve_data_config(dict(options), model=model)
+        config = resolve_data_config({**options, "in_chans": model.in_chans}, model=model)
     if dataset in FRAME_DATASETS:
         for key, neutral in (("mean", 0.0), ("std", 1.0)):
-            if not options[key] and _registered(model, key, config[key]):  # for images
+            if not options.get(key) and _registered(model, key, config[key]):  # for images
                 config[key] = (neutral,)
         if len(config["mean"]) != len(config["std"]):
             raise InputError(f"--mean and --std must be as many, got {config['mean']} and {config['std']}")

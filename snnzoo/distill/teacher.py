@@ -21,7 +21,7 @@ def create_teacher(name: str, num_classes: int, in_chans: int = 3, checkpoint: s
         name: any timm model; ``hf-hub:…`` too.
         num_classes: of the student; the teacher must have as many, or its head would start from nothing.
         in_chans: input channels.
-        checkpoint: weights file, its averaged weights if it has any; without it the model's pretrained weights are used.
+        checkpoint: weights file, averaged ones if it has them; without it the model's pretrained weights are used.
 
     Raises:
         InputError: no such model, no weights, or another number of classes.
