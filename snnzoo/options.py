@@ -14,6 +14,7 @@ from snnzoo.hub import model_args
 from snnzoo.scripting import as_input_error
 from snnzoo.weights import PREPARED
 
+# timm's
 INTERPOLATIONS = ("random", "nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 

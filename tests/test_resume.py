@@ -290,7 +290,8 @@ def test_the_best_goes_back_with_the_run(digits, tmp_path, judge):
     best, last = (load(tmp_path / f"run/{name}.pth.tar") for name in ("model_best", "last"))
     assert (best["epoch"], last["progress"]["best_epoch"], last["progress"]["best_metric"]) == (0, 0, 20)
     # back to an epoch that was not the best, whose weights are lost
-    (tmp_path / "run/model_best.pth.tar").unlink()
+    for name in ("model_best", "checkpoint-0"):
+        (tmp_path / f"run/{name}.pth.tar").unlink()
     train_distill.main([*run, "--resume", str(tmp_path / "run/checkpoint-1.pth.tar")])
     assert load(tmp_path / "run/model_best.pth.tar")["epoch"] == 2
 
@@ -314,12 +315,13 @@ def test_the_best_is_found_under_its_epochs_name(digits, tmp_path, judge):
     run = options(digits, tmp_path, "--epochs", 3, "--checkpoint-hist", 9)
     judge(epoch0=10.0, epoch1=30.0, epoch2=20.0, epoch3=15.0)
     train_distill.main([*run, "--experiment", "run"])
-    shutil.copy(tmp_path / "run/checkpoint-0.pth.tar", tmp_path / "run/model_best.pth.tar")  # it went back, and died
     for name in ("run", "branch"):
+        best = tmp_path / "run/model_best.pth.tar"
+        best.unlink()  # it has another name
+        shutil.copy(tmp_path / "run/checkpoint-0.pth.tar", best)  # as after going back
         again = ("--epochs", "4", "--resume", str(tmp_path / "run/checkpoint-2.pth.tar"), "--experiment", name)
         train_distill.main([*run, *again])
         assert load(tmp_path / name / "model_best.pth.tar")["epoch"] == 1
-        shutil.copy(tmp_path / "run/checkpoint-0.pth.tar", tmp_path / "run/model_best.pth.tar")
 
 
 @pytest.mark.parametrize("averaged_first", [True, False])

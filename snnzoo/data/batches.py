@@ -104,15 +104,15 @@ class SeededDataset(_Checked, Dataset):
             ) from error
         return self._check(sample, lambda: self._name(index))
 
-    def _reason(self, index: int) -> OSError | None:
+    def _reason(self, index: int) -> Exception | None:
         """What is wrong with an image: timm logs it, and raises an error that does not say it."""
-        if not hasattr(self.dataset, "_max_retries"):
-            return None
-        try:
-            with Image.open(self.dataset.reader[index][0]) as image:
-                image.load()
-        except OSError as error:
-            return error
+        if hasattr(self.dataset, "_max_retries"):
+            try:
+                with Image.open(self.dataset.reader[index][0]) as image:
+                    image.load()
+            except Exception as error:
+                return error
+        return None
 
     def _name(self, index: int) -> str:
         try:
