@@ -11,6 +11,7 @@ The method is arXiv 2503.16572: hybrids of student and frozen teacher, trained b
 
 import logging
 import time
+import warnings
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -41,7 +42,7 @@ from snnzoo.randomness import host_rng_preserved, seed_all, seed_of
 from snnzoo.records import Records
 from snnzoo.runs import open_run_dir, resume
 from snnzoo.scripting import as_input_error, model_kwargs, parse_with_config, run
-from snnzoo.sync import synchronise
+from snnzoo.sync import OWN_BUFFERS, synchronise
 from snnzoo.weights import create_model
 
 _logger = logging.getLogger("train")
@@ -51,6 +52,7 @@ CALIBRATION = 64  # images that --quant chooses its scales on
 def build_student(args) -> torch.nn.Module:
     make = partial(
         create_model,
+        use_ema=None,
         num_classes=args.num_classes,
         in_chans=args.in_chans or (args.input_size and args.input_size[0]),
         drop_rate=args.drop,
@@ -143,7 +145,8 @@ def build_training(args, arch, task, steps, processes) -> tuple[Training, int]:
     with as_input_error(f"--opt {args.opt}"):
         optimizer = create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args))
     updates = -(-steps // args.grad_accum_steps)
-    with as_input_error(f"--sched {args.sched}"):
+    with as_input_error(f"--sched {args.sched}"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "PlateauLRScheduler is deprecated", FutureWarning)  # ours is saved
         scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=updates)
     if args.model_ema:
         task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
@@ -152,7 +155,7 @@ def build_training(args, arch, task, steps, processes) -> tuple[Training, int]:
             task.compile(backend=args.torchcompile)
     if processes.together:
         ids = [processes.device] if processes.device.type == "cuda" else None
-        task.prepare_distributed(device_ids=ids, broadcast_buffers=False)
+        task.prepare_distributed(device_ids=ids, **OWN_BUFFERS)
     scaler = NativeScaler(processes.device.type) if args.amp and args.amp_dtype == "float16" else None
     return Training(task, optimizer, scheduler, scaler, vars(args), arch), epochs
 
@@ -305,11 +308,9 @@ def main(argv: list[str] | None = None) -> None:
     folder = processes.from_first(open_run_dir(args) if processes.is_first else None)
     if processes.is_first:
         setup_default_logging(log_path=str(folder / "train.log"))
-    progress = resume(args, folder, training, processes) if args.resume else Progress()
-    if progress.epoch >= epochs and args.resume == "auto":
-        return _logger.info(f"{folder} has all of {epochs} epochs")
+    progress = resume(args, folder, training, processes, epochs) if args.resume else Progress()
     if progress.epoch >= epochs:
-        raise InputError(f"nothing to do: {args.resume!r} has all of {epochs} epochs; set --epochs higher")
+        return _logger.info(f"{folder} has all of {epochs} epochs")
     checkpoints = Checkpoints(folder, args.checkpoint_hist, training, processes)
     facts |= {"parameters": sum(p.numel() for p in model.parameters()), "processes": processes.count}
     records = Records(folder, args, facts, progress.epoch) if processes.is_first else None

@@ -78,20 +78,25 @@ def as_text(results: list[dict], suffix: str) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_with_config(make_parser(), argv)
-    setup_default_logging()
     if not args.checkpoint and not args.pretrained and ":" not in args.model:
         raise InputError("nothing to measure: give --checkpoint FILE or --pretrained")
     if args.results_file and Path(args.results_file).suffix not in (".csv", ".json"):
         raise InputError(f"--results-file must end in .csv or .json, got {args.results_file!r}")
     if args.num_steps and args.event_steps:
         raise InputError("--num-steps does nothing with --event-steps: frames of events have their own number of steps")
-    with new_file(args.results_file) if args.results_file else nullcontext() as temporary:
-        results = measure(args)
+    if args.event_steps and args.dataset != "cifar10dvs":
+        raise InputError("--event-steps does nothing without --dataset cifar10dvs")
+    processes = Processes(args.device)
+    if processes.is_first:
+        setup_default_logging()
+    with new_file(args.results_file) if args.results_file and processes.is_first else nullcontext() as temporary:
+        results = measure(args, processes)
         if temporary:
             temporary.write_text(as_text(results, Path(args.results_file).suffix))
+    processes.close()
 
 
-def measure(args: argparse.Namespace) -> list[dict]:
+def measure(args: argparse.Namespace, processes: Processes) -> list[dict]:
     """A row for each number of steps."""
     model = create_model(
         args.model,
@@ -104,7 +109,6 @@ def measure(args: argparse.Namespace) -> list[dict]:
         **model_kwargs(args),
     )
     identity = digest(model)
-    processes = Processes(args.device)
     model = model.to(processes.device).eval()
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -130,8 +134,11 @@ def measure(args: argparse.Namespace) -> list[dict]:
         loader = data.evaluation_batches(
             dataset, args.batch_size, model.num_classes, processes, args.workers, config["mean"], config["std"], frames
         )
+        images = next(iter(loader))[0]
+        if args.channels_last and images.ndim == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
         with torch.no_grad(), autocast():  # kernels are compiled before the clock starts
-            model(next(iter(loader))[0])
+            model(images)
         metrics = evaluate(
             partial(logits_of, model), loader, processes, autocast, args.channels_last,
             spiking=model if steps is not None else None,

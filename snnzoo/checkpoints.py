@@ -194,9 +194,9 @@ class Checkpoints:
                     torch.save(state, file)
                 yield
         except (OSError, RuntimeError) as error:  # torch's writer hides the reason in a RuntimeError
+            before = f", then --resume {self.folder}: the one before is intact" if candidates(self.folder) else ""
             raise InputError(
-                f"checkpoint {str(path)!r} could not be written: {_reason(error, self.folder)}; the one before is "
-                f"intact: make room, then --resume {self.folder}"
+                f"checkpoint {str(path)!r} could not be written: {_reason(error, self.folder)}; make room{before}"
             ) from error
 
 
@@ -207,17 +207,23 @@ def judged_by(options: Mapping[str, Any]) -> str:
 
 def keep_best(progress: Progress, resumed: Path, folder: Path) -> bool:
     """Have the best so far as the ``model_best`` of a folder that goes on from a checkpoint; False if it is lost."""
-    for path in (folder / BEST, resumed.with_name(BEST), resumed):
+    of_epoch = f"checkpoint-{progress.best_epoch}.pth.tar"  # where a run that went back has replaced its best
+    paths = (folder / BEST, resumed.with_name(BEST), resumed, folder / of_epoch, resumed.with_name(of_epoch))
+    for path in filter(Path.exists, paths):
         try:
             state = read_checkpoint(path)
         except InputError:
             continue
         best = state["progress"]["best_metric"], state["epoch"]
         if best == (progress.best_metric, progress.best_epoch) and not state["progress"]["samples"]:
-            if path != folder / BEST:
-                _link(path, folder / BEST)
+            _link(path, folder / BEST)
             return True
     return False
+
+
+def go_back(resumed: Path, folder: Path) -> None:
+    """Make the checkpoint that a run goes on from the ``last`` of its folder, whatever was abandoned there."""
+    _link(resumed, folder / LAST)
 
 
 def candidates(folder: Path) -> list[Path]:
@@ -237,6 +243,8 @@ def _epoch_of(path: Path) -> int:
 
 def _link(source: Path, target: Path) -> None:
     """Give a file a second name, or a copy where the file system has no links."""
+    if target.exists() and source.samefile(target):  # a rename would do nothing, and leave the temporary name
+        return
     with atomic_path(target) as temporary:
         try:
             os.link(source, temporary)

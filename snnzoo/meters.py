@@ -10,7 +10,7 @@ from snnzoo.processes import Processes
 
 DIVERGED = (
     "{} has become infinite or not a number: lower --lr, add --warmup-epochs or --clip-grad, or use --amp-dtype "
-    "bfloat16 in place of float16, or mend the data; the last checkpoint is from before, --resume goes on from it"
+    "bfloat16 in place of float16, or mend the data; --resume goes on from before, if there is a checkpoint yet"
 )
 
 

@@ -3,6 +3,7 @@
 import argparse
 
 import torch
+from timm.optim import get_optimizer_info
 from timm.utils import ParseKwargs
 from torch import nn
 
@@ -10,7 +11,11 @@ from snnzoo.data import AUTO_AUGMENT, FRAME_DATASETS, WORKERS, data_config
 from snnzoo.distill import ALPHA_SCHEDULES, BETAS
 from snnzoo.errors import InputError
 from snnzoo.hub import model_args
+from snnzoo.scripting import as_input_error
 from snnzoo.weights import PREPARED
+
+# timm's
+INTERPOLATIONS = ("random", "nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 
 def make_parser(description: str | None = None) -> argparse.ArgumentParser:
@@ -107,7 +112,7 @@ def make_parser(description: str | None = None) -> argparse.ArgumentParser:
     add("--ratio", type=float, nargs=2, default=[3 / 4, 4 / 3])
     add("--reprob", type=float, default=0.0, help="random erasing")
     add("--remode", default="pixel", choices=("pixel", "rand", "const"), help="what is put in its place")
-    add("--train-interpolation", default="random")
+    add("--train-interpolation", default="random", choices=INTERPOLATIONS)
     add("--mixup", type=float, default=0.0, metavar="ALPHA", help="mixed labels; the teacher sees the mixed images")
     add("--cutmix", type=float, default=0.0, metavar="ALPHA")
     add("--mixup-prob", type=float, default=1.0)
@@ -144,7 +149,9 @@ _RANGES = {
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Refuse options that would do nothing beside the others.
+    """Refuse options that would do nothing beside the others, as far as that is seen here, or that cannot be.
+
+    What a recipe says of augmentation may stay beside ``--no-aug``, and ``--sync-bn`` where there is one process.
 
     Raises:
         InputError: there is such an option, or one outside its range.
@@ -166,6 +173,18 @@ def check_options(args: argparse.Namespace) -> None:
         idle("with --quant, which leaves batch norm's statistics as they are", "sync_bn dist_bn")
     if not args.model_ema:
         idle("without --model-ema", "model_ema_decay model_ema_warmup")
+    if not args.amp:
+        idle("without --amp", "amp_dtype")
+    if not args.log_wandb:
+        idle("without --log-wandb", "wandb_project")
+    if args.clip_grad is None:
+        idle("without --clip-grad", "clip_mode")
+    if args.sched != "plateau":
+        idle("without --sched plateau", "patience_epochs")
+    if args.sched != "multistep":
+        idle("without --sched multistep", "decay_milestones")
+    if not args.warmup_epochs:
+        idle("without --warmup-epochs", "warmup_lr")
     if not (args.mixup or args.cutmix):
         idle("without --mixup or --cutmix", "mixup_prob mixup_switch_prob")
     if args.dataset != "cifar10dvs":
@@ -177,6 +196,8 @@ def check_options(args: argparse.Namespace) -> None:
         idle("with event frames", f"{images} mixup cutmix interpolation class_map dataset_download")
     else:
         idle("without event frames", "roll")
+        if not args.reprob:
+            idle("without --reprob", "remode")
         if args.crop_padding is None:
             idle("without --crop-padding; for larger images use --reprob", "cutout")
             if args.aa in AUTO_AUGMENT:
@@ -190,6 +211,13 @@ def check_options(args: argparse.Namespace) -> None:
                 raise InputError(f"--{option.replace('_', '-')} must be {text}, got {value}")
     if (args.mixup or args.cutmix) and args.batch_size % 2:
         raise InputError(f"--mixup and --cutmix mix pairs: --batch-size must be even, got {args.batch_size}")
+    with as_input_error(f"--opt {args.opt}"):
+        optimizer = get_optimizer_info(args.opt.lower().split("_")[-1])  # lookahead_… stands before another's name
+    if optimizer.second_order:
+        raise InputError(f"--opt {args.opt} needs second derivatives, which are not computed here: choose another")
+    betas = optimizer.num_betas if optimizer.has_betas else 0
+    if args.opt_betas and len(args.opt_betas) != betas:
+        raise InputError(f"--opt-betas: --opt {args.opt} takes {betas} numbers, got {args.opt_betas}")
 
 
 def record_inherited(args: argparse.Namespace, model: nn.Module, plain: nn.Module) -> None:

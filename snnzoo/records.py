@@ -40,7 +40,8 @@ class Records:
 
     def __init__(self, folder: Path, args: argparse.Namespace, facts: dict[str, Any], start_epoch: int = 0):
         self.folder = folder
-        write_atomically(folder / "args.yaml", yaml.safe_dump(vars(args)))
+        again = {option: value for option, value in vars(args).items() if option != "resume"}
+        write_atomically(folder / "args.yaml", yaml.safe_dump(again))
         self.rows = [row for row in read_table(folder / TABLE) if row["epoch"] < start_epoch]
         self._summary = {
             "options": vars(args),

@@ -9,7 +9,17 @@ from typing import Any
 
 import yaml
 
-from snnzoo.checkpoints import LAST, MUST_AGREE, Progress, Training, candidates, judged_by, keep_best, read_checkpoint
+from snnzoo.checkpoints import (
+    LAST,
+    MUST_AGREE,
+    Progress,
+    Training,
+    candidates,
+    go_back,
+    judged_by,
+    keep_best,
+    read_checkpoint,
+)
 from snnzoo.errors import InputError
 from snnzoo.files import remove_leftovers
 from snnzoo.processes import Processes
@@ -69,11 +79,13 @@ def _as_in_yaml(value: Any) -> Any:
     return yaml.safe_load(yaml.safe_dump(None if value == "" else value))
 
 
-def resume(args: argparse.Namespace, folder: Path, training: Training, processes: Processes) -> Progress:
+def resume(args: argparse.Namespace, folder: Path, training: Training, processes: Processes, epochs: int) -> Progress:
     """Restore everything from the newest checkpoint that is whole; the start of the run if ``auto`` finds none.
 
+    The checkpoint is the folder's ``last`` from now on: ``auto`` never goes on with what was gone back on.
+
     Raises:
-        InputError: no checkpoint, none that is whole, or one of another kind of run.
+        InputError: no checkpoint, none that is whole, one of another kind of run, or one with all of the ``epochs``.
     """
     find = partial(candidates, folder) if args.resume == "auto" else partial(find_checkpoints, Path(args.resume))
     found = processes.from_first(find() if processes.is_first else None)
@@ -98,6 +110,10 @@ def resume(args: argparse.Namespace, folder: Path, training: Training, processes
             f"--resume: {str(path)!r} lies inside an epoch, whose order comes from --seed {state['options']['seed']}; "
             f"this run has {args.seed}"
         )
+    if progress.epoch >= epochs and args.resume != "auto":
+        raise InputError(f"nothing to do: {args.resume!r} has all of {epochs} epochs; set --epochs higher")
+    with as_input_error(f"--resume {path}"):
+        training.load(state, progress)
     was, now = judged_by(state["options"]), judged_by(vars(args))
     if was != now:
         progress.best_metric = progress.best_epoch = None
@@ -108,8 +124,8 @@ def resume(args: argparse.Namespace, folder: Path, training: Training, processes
         _logger.warning("no checkpoint of epoch %d, the best before %s: it is looked for anew",
                         progress.best_epoch, path)  # fmt: skip
         progress.best_metric = progress.best_epoch = None
-    with as_input_error(f"--resume {path}"):
-        training.load(state, progress)
+    if processes.is_first:
+        go_back(path, folder)
     if len(state["rng"]) == processes.count:
         set_rng_state(state["rng"][processes.rank], processes.device)
     else:

@@ -4,6 +4,7 @@ torch's SyncBatchNorm does neither: it knows no rates, and runs on GPUs only. Wi
 result is that of one process with all of them.
 """
 
+import inspect
 from functools import partial
 
 import torch
@@ -15,6 +16,10 @@ from snnzoo.current import Current, Norm, Term
 from snnzoo.errors import InputError
 from snnzoo.layers import TimeSeries
 from snnzoo.rate import Signal, per_step
+
+# Has torch's DistributedDataParallel leave the processes their statistics; the name changed in torch 2.14.
+_PARAMETERS = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+OWN_BUFFERS = {"forward_sync_buffers" if "forward_sync_buffers" in _PARAMETERS else "broadcast_buffers": False}
 
 
 @torch.no_grad()

@@ -34,14 +34,16 @@ _logger = logging.getLogger(__name__)
 PREPARED = ("input_size", "mean", "std", "interpolation", "crop_pct")
 
 
-def create_model(name: str, checkpoint: str | Path | None = None, use_ema: bool = False, **kwargs: Any) -> nn.Module:
+def create_model(
+    name: str, checkpoint: str | Path | None = None, use_ema: bool | None = False, **kwargs: Any
+) -> nn.Module:
     """``timm.create_model`` that raises :class:`InputError` for what the caller can mend.
 
     Args:
         name: a model's name, with a tag or not, or timm's ``hf-hub:…`` and ``local-dir:…`` forms.
         checkpoint: file to load weights from, see :func:`load_weights`. If it is of a run of this very model, the model
             is made as the run's options say, see :func:`made_with`, and images are prepared as the run prepared them.
-        use_ema: take the checkpoint's averaged weights.
+        use_ema: take the checkpoint's averaged weights; None for those if there are any, as timm does.
         **kwargs: as for ``timm.create_model``, before what the checkpoint says; those that are None are left out.
 
     Raises:
@@ -71,8 +73,11 @@ def create_model(name: str, checkpoint: str | Path | None = None, use_ema: bool 
             raise InputError(f"model {name!r}: {error}") from error
         raise as_input_error(error, timm.get_pretrained_cfg(name).hf_hub_id or name) from error
     if checkpoint:
-        load_weights(model, checkpoint, use_ema)
-        if not use_ema and has_averages(checkpoint):
+        averages = has_averages(checkpoint)
+        load_weights(model, checkpoint, averages if use_ema is None else use_ema)
+        if averages and use_ema is None:
+            _logger.info("the averaged weights of %s are taken", checkpoint)
+        elif averages and not use_ema:
             _logger.warning("%s has averaged weights, too: --use-ema (use_ema=True) takes them", checkpoint)
     if of_this_model:
         told = {key: options[key] for key in PREPARED if options.get(key)}

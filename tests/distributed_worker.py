@@ -9,7 +9,7 @@ import torch
 import snnzoo  # noqa: F401, registers the models
 from snnzoo.distill import AnnGuidedDistillationTask
 from snnzoo.processes import Processes
-from snnzoo.sync import synchronise
+from snnzoo.sync import OWN_BUFFERS, synchronise
 
 STEPS, BATCH = 20, 16
 
@@ -26,7 +26,7 @@ def train(processes: Processes, grad_method: str, model: str = "snn_resnet20_t2"
         synchronise(task.get_trainable_module())
     optimizer = torch.optim.SGD(task.get_trainable_module().parameters(), 0.05, momentum=0.9)
     if processes.together:
-        task.prepare_distributed(broadcast_buffers=False)
+        task.prepare_distributed(**OWN_BUFFERS)
     losses = []
     for x, y in zip(images, labels, strict=True):
         result = task(x[processes.rank :: processes.count], y[processes.rank :: processes.count])

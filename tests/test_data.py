@@ -36,6 +36,9 @@ def test_small_image_transform():
     flipped = SmallImageTransform((6, 6), padding=0, hflip=1)(image)
     assert torch.equal(flipped, out.flip(2))
     assert SmallImageTransform((8, 8), padding=0)(image).shape == (3, 8, 8)
+    wide = Image.fromarray(np.tile(np.arange(12, dtype=np.uint8), (6, 1)))
+    cropped = {tuple(SmallImageTransform((6, 6), padding=0, hflip=0)(wide)[0, 0].tolist()) for _ in range(200)}
+    assert cropped == {tuple(range(left, left + 6)) for left in range(7)}  # not squashed
     shifted = {tuple(SmallImageTransform((6, 6), padding=1, hflip=0)(image).flatten().tolist()) for _ in range(200)}
     assert len(shifted) == 9  # 3 x 3 positions
 

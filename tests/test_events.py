@@ -17,7 +17,7 @@ import train_distill
 import validate
 from benchmarks import synthetic_dvs
 from snnzoo import InputError, hub
-from snnzoo.data import Cifar10DVS, FrameFolder, FrameTransform
+from snnzoo.data import Cifar10DVS, FrameFolder, FrameTransform, check_splits
 from snnzoo.data.events import _SPLIT_FILE, count_events, read_events
 
 NAMES = "airplane automobile bird cat deer dog frog horse ship truck".split()
@@ -164,6 +164,24 @@ def test_frames_are_normalised_as_in_the_run(tmp_path, told):
         validate.main([*f"{fixed} {weights} --results-file {tmp_path}/r.json".split()])
         (found,) = json.loads((tmp_path / "r.json").read_text())["results"]
         assert found["rate_stem"] == pytest.approx(expected)
+
+
+def test_folders_without_frames_are_no_classes(tmp_path):
+    write_frames(tmp_path)
+    for path in (".ipynb_checkpoints/0.npz", "class0/.0.npz"):
+        (tmp_path / "train" / path).parent.mkdir(exist_ok=True)
+        (tmp_path / "train" / path).touch()
+    (tmp_path / "train/a").mkdir()
+    dataset = FrameFolder(tmp_path, "train")
+    assert dataset.class_to_idx == {"class0": 0, "class1": 1} and len(dataset) == 8
+
+
+def test_splits_have_as_many_steps(tmp_path):
+    write_frames(tmp_path)
+    train = FrameFolder(tmp_path, "train")
+    write_frames(tmp_path, shape=(5, 2, 8, 8))
+    with pytest.raises(InputError, match="training frames have 3 time steps and validation frames 5: make them as"):
+        check_splits(train, FrameFolder(tmp_path, "validation"))
 
 
 def test_bad_frames(tmp_path):

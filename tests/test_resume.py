@@ -1,11 +1,13 @@
 """No crash may cost more than what came after the last checkpoint."""
 
+import io
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,10 @@ def whole(digits, teacher, tmp_path):
 
 class Killed(BaseException):
     """In place of kill -9, which benchmarks/kill.py does for real."""
+
+
+def die():
+    raise Killed
 
 
 def die_after(monkeypatch, updates):
@@ -75,10 +81,9 @@ def test_a_run_goes_on_from_any_epoch(digits, teacher, tmp_path, distilled):
     assert rows(cut, TIMINGS) == rows(tmp_path / "whole", TIMINGS)
 
 
-@pytest.mark.filterwarnings("ignore:PlateauLRScheduler is deprecated:FutureWarning")
-@pytest.mark.parametrize("sched", ["plateau", "step"])
+@pytest.mark.parametrize("sched", [("plateau", "--patience-epochs", 0), ("step", "--decay-epochs", 1)])
 def test_the_schedule_goes_on(digits, tmp_path, sched):
-    extra = ("--epochs", 4, "--sched", sched, "--patience-epochs", 0, "--decay-epochs", 1, "--checkpoint-hist", 9)
+    extra = ("--epochs", 4, "--sched", *sched, "--checkpoint-hist", 9)
     train_distill.main(options(digits, tmp_path, *extra, "--experiment", "whole"))
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     for name in ("last", "previous", "checkpoint-3", "checkpoint-2"):
@@ -89,7 +94,6 @@ def test_the_schedule_goes_on(digits, tmp_path, sched):
     assert rates[-1] < rates[0]
 
 
-@pytest.mark.filterwarnings("ignore:PlateauLRScheduler is deprecated:FutureWarning")
 @pytest.mark.parametrize("metric", ["top1", "loss"])
 def test_a_plateau_follows_the_options_of_the_run_that_goes_on(digits, tmp_path, judge, metric):
     judge(epoch0=90.0, epoch1=80.0, epoch2=70.0)
@@ -158,7 +162,10 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(whole, tmp_path, capfd
 
 def flip_a_byte(data):
     """In the middle of the largest tensor."""
-    return data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        tensor = archive.read(max(archive.infolist(), key=lambda part: part.file_size))
+    at = data.index(tensor) + len(tensor) // 2
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(digits, tmp_path):
@@ -166,6 +173,14 @@ def test_a_full_disk_leaves_the_checkpoint_before(digits, tmp_path):
     import resource
 
     run = options(digits, tmp_path, "--epochs", 2)
+    environment = os.environ | {"SNNZOO_BACKEND": "eager"}
+
+    def on_a_full_disk(*extra):
+        command = [sys.executable, str(ROOT / "train_distill.py"), *run, *extra]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit, env=environment)
+        assert result.returncode == 2, result.stderr
+        return result.stderr
+
     train_distill.main([*run, "--epochs", "1", "--experiment", "run"])
     before = (tmp_path / "run/last.pth.tar").read_bytes()
 
@@ -173,11 +188,9 @@ def test_a_full_disk_leaves_the_checkpoint_before(digits, tmp_path):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 
-    command = [sys.executable, str(ROOT / "train_distill.py"), *run, "--resume", str(tmp_path / "run")]
-    environment = os.environ | {"SNNZOO_BACKEND": "eager"}
-    result = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit, env=environment)
-    assert result.returncode == 2, result.stderr
-    assert "checkpoint-1.pth.tar' could not be written: File too large; the one before is intact" in result.stderr
+    said = on_a_full_disk("--resume", str(tmp_path / "run"))
+    assert "checkpoint-1.pth.tar' could not be written: File too large; make room, then --resume" in said
+    assert "make room" in (said := on_a_full_disk("--experiment", "new")) and "--resume" not in said
     assert (tmp_path / "run/last.pth.tar").read_bytes() == before
     assert not list((tmp_path / "run").glob(".*tmp"))
     train_distill.main([*run, "--resume", str(tmp_path / "run")])
@@ -218,10 +231,6 @@ def test_the_best_is_in_place_before_the_last_says_so(digits, tmp_path, monkeypa
 
     link = checkpoints._link
     monkeypatch.setattr(checkpoints, "_link", lambda a, b: die() if b.name == "last.pth.tar" else link(a, b))
-
-    def die():
-        raise Killed
-
     run = options(digits, tmp_path, "--epochs", 2, "--experiment", "run", "--resume", "auto")
     with pytest.raises(Killed):
         train_distill.main(run)
@@ -281,9 +290,38 @@ def test_the_best_goes_back_with_the_run(digits, tmp_path, judge):
     best, last = (load(tmp_path / f"run/{name}.pth.tar") for name in ("model_best", "last"))
     assert (best["epoch"], last["progress"]["best_epoch"], last["progress"]["best_metric"]) == (0, 0, 20)
     # back to an epoch that was not the best, whose weights are lost
-    (tmp_path / "run/model_best.pth.tar").unlink()
+    for name in ("model_best", "checkpoint-0"):
+        (tmp_path / f"run/{name}.pth.tar").unlink()
     train_distill.main([*run, "--resume", str(tmp_path / "run/checkpoint-1.pth.tar")])
     assert load(tmp_path / "run/model_best.pth.tar")["epoch"] == 2
+
+
+def test_a_run_that_went_back_and_died_has_left_nothing_of_what_it_abandoned(digits, tmp_path, judge, monkeypatch):
+    run = options(digits, tmp_path, "--epochs", 4, "--experiment", "run", "--checkpoint-hist", 9)
+    judge(epoch0=10.0, epoch1=20.0, epoch2=30.0, epoch3=25.0)
+    train_distill.main(run)
+    for _ in range(2):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(train_distill, "fit", lambda *_: die())
+            train_distill.main([*run, "--resume", str(tmp_path / "run/checkpoint-0.pth.tar")])
+        assert not list((tmp_path / "run").glob(".*.tmp"))
+    judge(epoch1=5.0, epoch2=6.0, epoch3=7.0)
+    train_distill.main([*run, "--resume", "auto"])
+    assert [row["eval_top1"] for row in rows(tmp_path / "run")] == [10, 5, 6, 7]
+    assert load(tmp_path / "run/model_best.pth.tar")["epoch"] == 0
+
+
+def test_the_best_is_found_under_its_epochs_name(digits, tmp_path, judge):
+    run = options(digits, tmp_path, "--epochs", 3, "--checkpoint-hist", 9)
+    judge(epoch0=10.0, epoch1=30.0, epoch2=20.0, epoch3=15.0)
+    train_distill.main([*run, "--experiment", "run"])
+    for name in ("run", "branch"):
+        best = tmp_path / "run/model_best.pth.tar"
+        best.unlink()  # it has another name
+        shutil.copy(tmp_path / "run/checkpoint-0.pth.tar", best)  # as after going back
+        again = ("--epochs", "4", "--resume", str(tmp_path / "run/checkpoint-2.pth.tar"), "--experiment", name)
+        train_distill.main([*run, *again])
+        assert load(tmp_path / name / "model_best.pth.tar")["epoch"] == 1
 
 
 @pytest.mark.parametrize("averaged_first", [True, False])
@@ -342,7 +380,7 @@ def test_an_epochs_order_cannot_change_inside_it(digits, teacher, tmp_path, monk
 
 def test_a_loss_that_is_no_number_stops_the_run(digits, tmp_path):
     run = options(digits, tmp_path, "--epochs", 3, "--lr", "1e30", "--experiment", "run", "--sched", "none")
-    refuse("the loss has become infinite or not a number: lower --lr", run)
+    refuse("the loss has become infinite or not a number: lower --lr.* before, if there is a checkpoint yet", run)
     for path in (tmp_path / "run").glob("*.pth.tar"):
         assert all(value.isfinite().all() for value in load(path)["state_dict"].values())
 

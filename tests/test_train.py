@@ -24,6 +24,7 @@ import train_distill
 import validate
 from snnzoo import InputError, hub
 from snnzoo.data.batches import SeededDataset
+from snnzoo.distill import create_teacher
 from snnzoo.weights import create_model
 
 # --- what must work ----------------------------------------------------------------------------------------------
@@ -105,7 +106,11 @@ def test_config_file(digits, tmp_path):
 
 
 def test_the_options_of_a_run_can_be_used_again(digits, teacher, tmp_path):
-    train_distill.main(options(digits, tmp_path, *taught(teacher), "--experiment", "run", "--mean", 0.5, "--std", 0.5))
+    """Those of one that was gone on with start it from its beginning, too."""
+    extra = ("--mean", 0.5, "--std", 0.5, "--sched", "none")
+    run = options(digits, tmp_path, *taught(teacher), "--experiment", "run", *extra)
+    train_distill.main(run)
+    train_distill.main([*run, "--resume", str(tmp_path / "run"), "--epochs", "2"])
     again = ["-c", str(tmp_path / "run/args.yaml"), "--experiment", "again"]
     train_distill.main(again)
     before, after = (load(tmp_path / name / "last.pth.tar") for name in ("run", "again"))
@@ -173,6 +178,20 @@ def test_a_run_of_a_model_with_a_source_needs_it_no_more(digits, tmp_path):
     again, run = hub.load(last)
     assert hub.model_args(again) == hub.model_args(model) and run.recipe["model"] == "local-dir:net"
     assert measured(last, digits, "--model", "snn_resnet20_t2") == pytest.approx(rows(tmp_path / "run")[0]["eval_loss"])
+
+
+def test_a_run_begins_with_averaged_weights_and_learns_from_them(digits, tmp_path, caplog):
+    train_distill.main(options(digits, tmp_path, "--experiment", "a", "--model-ema", "--model-ema-decay", 0.5))
+    checkpoint = tmp_path / "a/last.pth.tar"
+    averaged = load(checkpoint)["state_dict_ema"]
+    asked = ["--model", "snn_resnet20_t2", "--initial-checkpoint", str(checkpoint)]
+    with caplog.at_level("INFO"):
+        student = train_distill.build_student(train_distill.make_parser().parse_args(asked))
+        teacher = create_teacher("snn_resnet20_t2", 10, checkpoint=checkpoint)
+    for model in (student, teacher):
+        torch.testing.assert_close(dict(model.state_dict()), averaged, rtol=0, atol=0)
+    assert caplog.text.count(f"the averaged weights of {checkpoint} are taken") == 2
+    assert "--use-ema" not in caplog.text
 
 
 def test_a_run_from_plain_weights_inherits_nothing(tmp_path):
@@ -319,6 +338,9 @@ def test_teacher_of_other_classes(digits, tmp_path):
 
 def test_data_folder_missing_empty_or_wrong(digits, tmp_path):
     refuse("there is no such folder or file; give it with --data-dir", options(tmp_path / "no", tmp_path / "out"))
+    run = options(digits, tmp_path / "out")
+    at = run.index("--data-dir")
+    refuse("dataset folder: there is no such folder or file; give it with --data-dir", [*run[:at], *run[at + 2 :]])
     (tmp_path / "empty").mkdir()
     refuse("Found 0 images", options(tmp_path / "empty", tmp_path / "out"))
     refuse("has 10 classes .*set --num-classes 10", options(digits, tmp_path / "out", "--num-classes", 5))
@@ -345,7 +367,8 @@ def test_samples_that_cannot_be_used(digits, tmp_path):
         [sys.executable, "train_distill.py", *run], cwd=ROOT, capture_output=True, text=True, timeout=100, check=False
     )
     assert ended.returncode == 2
-    assert f"sample '{path}' cannot be read" in ended.stderr
+    assert f"sample '{path}' cannot be read, mend or remove it: image file is truncated" in ended.stderr
+    assert "killed by signal" not in ended.stderr and "Traceback" not in ended.stderr
     dataset = SeededDataset([("image", 3), ("image", 12), ("image", -1)], num_classes=10)
     assert dataset[0] == ("image", 3)
     for index, label in ((1, 12), (2, -1)):
@@ -435,6 +458,7 @@ def test_bad_config(digits, tmp_path):
         ("- a\n- b", "must hold 'option: value' lines"),
         ("a: [", "cannot be read"),
         ("epochs: 1.5", "epochs must be one int, got 1.5"),
+        ("train_interpolation: nosuch", "train_interpolation must be one of .*'bicubic'"),
         ("amp: 1", "amp must be true or false, got 1"),
         ("mean: 0.5", "mean must be a list of float, got 0.5"),
         ("branches: [stem, 1]", "branches must be one str, got"),
@@ -461,7 +485,20 @@ def test_options_that_do_not_go_together(digits, teacher, tmp_path):
     refuse("--grad-checkpointing does nothing for rate-based", [*run, "--grad-checkpointing"])
     refuse("--opt nonsense does not fit", [*run, "--opt", "nonsense"])
     refuse("--sched nonsense does not fit", [*run, "--sched", "nonsense"])
-    refuse("--input-size, --mean or --std does not fit", [*run, "--mean", "0.1", "0.2"])
+    refuse("--mean must be one value or 3, one per channel, got", [*run, "--mean", "0.1", "0.2"])
+    for idle, without in (
+        ("--amp-dtype float16", "--amp"), ("--wandb-project x", "--log-wandb"), ("--clip-mode agc", "--clip-grad"),
+        ("--patience-epochs 3", "--sched plateau"), ("--decay-milestones 3", "--sched multistep"),
+        ("--warmup-lr 0.1", "--warmup-epochs"), ("--remode const", "--reprob"),
+    ):  # fmt: skip
+        refuse(f"{idle.split()[0]} does nothing without {without}", [*run, *idle.split()])
+    for opt in ("adahessian", "lookahead_adahessian"):
+        refuse(f"--opt {opt} needs second derivatives", [*run, "--opt", opt])
+    refuse("--opt-betas: --opt adamw takes 2 numbers, got", [*run, "--opt", "adamw", "--opt-betas", "0.9"])
+    refuse("--opt-betas: --opt momentum takes 0 numbers, got", [*run, "--opt-betas", "0.9", "0.999"])
+    train_distill.check_options(
+        train_distill.make_parser().parse_args(["--opt", "lookahead_adamw", "--opt-betas", "0.8", "0.9"])
+    )
     refuse("--device nonsense does not fit", [*run, "--device", "nonsense"])
     refuse("--model-kwargs num_steps=…: use --num-steps", [*run, "--model-kwargs", "num_steps=3"])
     refuse("model 'snn_resnet20_t2'", [*run, "--model-kwargs", "decay=abc"])

@@ -6,8 +6,10 @@ import json
 import pytest
 import timm
 import torch
+from conftest import ROOT
 from running import TINY, options, refuse, rows
 from safetensors.torch import save_file
+from test_sync import torchrun
 from timm.data import create_dataset, create_loader
 from timm.utils import AverageMeter, accuracy
 
@@ -52,6 +54,32 @@ def test_images_are_prepared_as_in_the_run(digits, tmp_path):
         losses.append(json.loads((tmp_path / f"{number}.json").read_text())["results"][0]["loss"])
     assert losses[0] == pytest.approx(rows(tmp_path / "run")[0]["eval_loss"])
     assert losses[1] != pytest.approx(losses[0])
+
+
+def test_the_first_pass_has_the_layout_of_the_others(measure, monkeypatch):
+    """Kernels are compiled in it."""
+    made, layouts = validate.create_model, []
+
+    def create_model(*args, **kwargs):
+        model = made(*args, **kwargs)
+        layout = dict(memory_format=torch.channels_last)
+        model.register_forward_pre_hook(lambda _, images: layouts.append(images[0].is_contiguous(**layout)))
+        return model
+
+    monkeypatch.setattr(validate, "create_model", create_model)
+    validate.main([*measure, "--channels-last", "--batch-size", "20"])
+    assert layouts == [True] * 3
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_result(measure, tmp_path):
+    measured = []
+    for name, start in (("one", validate.main), ("two", lambda arguments: torchrun(ROOT / "validate.py", *arguments))):
+        result = start([*measure, "--results-file", str(tmp_path / f"{name}.json")])
+        measured.append(json.loads((tmp_path / f"{name}.json").read_text())["results"][0]["loss"])
+    assert measured[1] == pytest.approx(measured[0])
+    assert result.stderr.count("top-1") == 1
+    assert "Warning" not in result.stderr
 
 
 def test_json_says_with_what(measure, trained, tmp_path):
@@ -104,6 +132,7 @@ def test_an_ann_gets_the_numbers_that_timm_gives_it(digits, tmp_path, name):
 def test_bad_input(measure, tmp_path):
     ann = measure[: measure.index("--checkpoint")]
     refuse("nothing to measure", ann, validate.main)
+    refuse("--event-steps does nothing without", [*measure, "--event-steps", "4"], validate.main)
     refuse("has no sub-folder 'vaildation', .* it has train, validation", [*measure, "--split", "vaildation"],
            validate.main)  # fmt: skip
     refuse("must end in .csv or .json, got 'r.txt'", [*measure, "--results-file", "r.txt"], validate.main)

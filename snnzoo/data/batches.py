@@ -7,11 +7,13 @@ processes; a stream comes in the order of its reader, which changes with the num
 
 import atexit
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator
 from itertools import count, islice
 from typing import Any
 
 import torch
+from PIL import Image
 from timm.data.distributed_sampler import OrderedDistributedSampler
 from timm.data.loader import PrefetchLoader, fast_collate
 from torch import Tensor
@@ -97,8 +99,20 @@ class SeededDataset(_Checked, Dataset):
         except InputError:
             raise
         except Exception as error:  # every format has its own
-            raise InputError(f"{self._name(index)} cannot be read, mend or remove it: {error}") from error
+            raise InputError(
+                f"{self._name(index)} cannot be read, mend or remove it: {self._reason(index) or error}"
+            ) from error
         return self._check(sample, lambda: self._name(index))
+
+    def _reason(self, index: int) -> Exception | None:
+        """What is wrong with an image: timm logs it, and raises an error that does not say it."""
+        if hasattr(self.dataset, "_max_retries"):
+            try:
+                with Image.open(self.dataset.reader[index][0]) as image:
+                    image.load()
+            except Exception as error:
+                return error
+        return None
 
     def _name(self, index: int) -> str:
         try:
@@ -274,9 +288,13 @@ def _start_worker(worker: int) -> None:
 @atexit.register
 def _end_workers() -> None:
     """Python would ask them to end by a SIGTERM, which they ignore, and wait for them for ever."""
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()
+    if hasattr(signal, "SIGCHLD"):  # torch's handler takes a worker that is killed for a failure
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    workers = [process for process in multiprocessing.active_children() if process.daemon]
+    for process in workers:
+        process.kill()
+    for process in workers:
+        process.join()
 
 
 def _prefetch(loader: DataLoader, mean, std, frames: bool, processes: Processes, **erasing: Any) -> PrefetchLoader:

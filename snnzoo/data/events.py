@@ -20,7 +20,7 @@ _SPLIT_FILE = Path(__file__).with_name("cifar10dvs_split.json")
 
 
 class FrameFolder(Dataset):
-    """Frames in ``ROOT/SPLIT/<class>/*.npz`` (or ``.npy``), one array ``[T, C, H, W]`` in each.
+    """Frames in ``ROOT/SPLIT/<class>/*.npz`` (or ``.npy``), one array ``[T, C, H, W]`` in each; no hidden ones.
 
     Args:
         root, split: the folder.
@@ -29,7 +29,7 @@ class FrameFolder(Dataset):
 
     Attributes:
         transform: called with each sample's float32 tensor ``[T, C, H, W]``.
-        class_to_idx: labels by class name, in alphabetical order.
+        class_to_idx: labels by the name of each folder with files, in alphabetical order.
 
     Raises:
         InputError: no such folder or no files in it; on reading, a file of another kind or shape.
@@ -45,9 +45,8 @@ class FrameFolder(Dataset):
         self.num_steps = num_steps or self._frames(0).shape[0]
 
     def _find(self) -> tuple[dict[str, int], list[tuple[Path, int]]]:
-        classes = sorted(path.name for path in self.root.iterdir() if path.is_dir())
-        class_to_idx = {name: label for label, name in enumerate(classes)}
-        paths = sorted(path for path in self.root.glob("*/*") if path.suffix in (".npz", ".npy"))
+        paths = sorted(path for path in self.root.glob("[!.]*/[!.]*") if path.suffix in (".npz", ".npy"))
+        class_to_idx = {name: label for label, name in enumerate(sorted({path.parent.name for path in paths}))}
         return class_to_idx, [(path, class_to_idx[path.parent.name]) for path in paths]
 
     def __len__(self) -> int:
@@ -126,7 +125,7 @@ class Cifar10DVS(FrameFolder):
         for name, label in class_to_idx.items():
             held_out = set(self._test[name])
             numbered = []
-            for path in (self.root / name).glob("*.aedat*"):
+            for path in (self.root / name).glob("[!.]*.aedat*"):
                 number = re.search(r"(\d+)$", path.stem)
                 if not number:
                     raise InputError(f"cifar10dvs: the name of {str(path)!r} must end in the recording's number")

@@ -34,11 +34,14 @@ def data_config(options: Mapping[str, Any], model: nn.Module, dataset: str) -> d
     Raises:
         InputError: values that do not go together.
     """
+    for key in ("mean", "std"):
+        if options.get(key) and len(options[key]) not in (1, model.in_chans):
+            raise InputError(f"--{key} must be one value or {model.in_chans}, one per channel, got {options[key]}")
     with as_input_error("--input-size, --mean or --std"):
-        config = resolve_data_config(dict(options), model=model)
+        config = resolve_data_config({**options, "in_chans": model.in_chans}, model=model)
     if dataset in FRAME_DATASETS:
         for key, neutral in (("mean", 0.0), ("std", 1.0)):
-            if not options[key] and _registered(model, key, config[key]):  # for images
+            if not options.get(key) and _registered(model, key, config[key]):  # for images
                 config[key] = (neutral,)
         if len(config["mean"]) != len(config["std"]):
             raise InputError(f"--mean and --std must be as many, got {config['mean']} and {config['std']}")
@@ -86,8 +89,8 @@ def open_dataset(
     Raises:
         InputError: no such folder, no images in it, more classes than the model has, or other channels.
     """
-    where = f"dataset {name or 'folder'} at {str(root)!r}"
-    if "/" not in name and not Path(root or "").exists():
+    where = f"dataset {name or 'folder'}" + (f" at {str(root)!r}" if root else "")
+    if "/" not in name and not (root and Path(root).exists()):
         raise InputError(f"{where}: there is no such folder or file; give it with --data-dir")
     if name in FRAME_DATASETS:
         dataset = _open_frames(name, root, split, in_chans, num_steps, size)
@@ -172,7 +175,7 @@ def fingerprint(dataset) -> dict[str, Any]:
 
 
 def check_splits(train, validation) -> None:
-    """Raise InputError where validation would see training images, or other classes under the same labels.
+    """Raise InputError where validation would see training images, other classes under the same labels, or another T.
 
     timm reads the whole folder where it finds no sub-folder for a split.
     """
@@ -187,3 +190,6 @@ def check_splits(train, validation) -> None:
     a, b = class_names(train), class_names(validation)
     if a and b and a != b:
         raise InputError(f"training and validation data name different classes: {a[:5]}, … and {b[:5]}, …")
+    a, b = (getattr(dataset, "num_steps", None) for dataset in (train, validation))
+    if a != b:
+        raise InputError(f"training frames have {a} time steps and validation frames {b}: make them as many")

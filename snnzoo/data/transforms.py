@@ -1,7 +1,7 @@
 """Augmentation that timm's pipeline lacks: the recipe of CIFAR papers."""
 
 import torch
-from timm.data.transforms import MaybePILToTensor
+from timm.data.transforms import MaybePILToTensor, ResizeKeepRatio
 from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms.functional import InterpolationMode
@@ -35,6 +35,7 @@ class Cutout:
 class SmallImageTransform(transforms.Compose):
     """Resize if needed, random crop of the padded image, flip, AutoAugment, Cutout; PIL image to uint8 ``[C, H, W]``.
 
+    An image of another shape keeps it until it is cropped, as in validation.
     Normalisation is left to timm's prefetcher, as for timm's own training transforms.
 
     Args:
@@ -65,7 +66,7 @@ class SmallImageTransform(transforms.Compose):
             )
         fill = tuple(round(255 * channel) for channel in mean)
         steps = [
-            transforms.Resize(size),  # leaves an image of that size alone
+            ResizeKeepRatio(size, longest=0),  # leaves an image of that size alone
             transforms.RandomCrop(size, padding=padding),
             transforms.RandomHorizontalFlip(hflip),
         ]

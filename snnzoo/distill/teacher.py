@@ -21,13 +21,13 @@ def create_teacher(name: str, num_classes: int, in_chans: int = 3, checkpoint: s
         name: any timm model; ``hf-hub:…`` too.
         num_classes: of the student; the teacher must have as many, or its head would start from nothing.
         in_chans: input channels.
-        checkpoint: weights file; without it the model's pretrained weights are used.
+        checkpoint: weights file, averaged ones if it has them; without it the model's pretrained weights are used.
 
     Raises:
         InputError: no such model, no weights, or another number of classes.
     """
     if checkpoint:
-        return create_model(name, checkpoint, num_classes=num_classes, in_chans=in_chans)
+        return create_model(name, checkpoint, use_ema=None, num_classes=num_classes, in_chans=in_chans)
     model = create_model(name, pretrained=True, in_chans=in_chans)
     if model.num_classes != num_classes:
         raise InputError(
