@@ -28,6 +28,7 @@ from snnzoo.hub.measurements import check_measurements, read_measurements
 from snnzoo.hub.run import Run
 from snnzoo.models._cfgs import INITIALISATION
 from snnzoo.models._pretrained import CONFIG, WEIGHTS, in_folder, read_config, sha256
+from snnzoo.modes import evaluating
 from snnzoo.weights import create_model, made_with
 
 _logger = logging.getLogger(__name__)
@@ -224,10 +225,8 @@ def validate(folder: str | Path, model: nn.Module | None = None) -> None:
     if model is None:
         return
     model = unwrap_model(model)
-    modes = {module: module.training for module in model.modules()}
-    expected = model.eval()(images.to(next(model.parameters()).device)).cpu()
-    for module, training in modes.items():
-        module.training = training  # as it was: some may be frozen
+    with evaluating(model):
+        expected = model(images.to(next(model.parameters()).device)).cpu()
     weights = loaded.state_dict()
     same = all(torch.equal(value.cpu(), weights[key]) for key, value in model.state_dict().items())
     if not same or model_args(loaded) != model_args(model) or not torch.allclose(outputs, expected, atol=1e-5):
