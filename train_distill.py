@@ -151,8 +151,8 @@ def build_training(args, arch, task, steps, processes) -> tuple[Training, int]:
     if args.model_ema:
         task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
     if args.torchcompile:
-        with as_input_error(f"--torchcompile {args.torchcompile}"):
-            task.compile(backend=args.torchcompile)
+        with as_input_error(f"--torchcompile {args.torchcompile} or its --torchcompile-mode"):
+            task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
     if processes.together:
         ids = [processes.device] if processes.device.type == "cuda" else None
         task.prepare_distributed(device_ids=ids, **OWN_BUFFERS)
@@ -265,13 +265,16 @@ def fit(args, training, batches, val_batches, processes, progress, checkpoints, 
                 if processes.together and not args.sync_bn:
                     for module in filter(None, (task.get_trainable_module(), task.get_trainable_module(ema=True))):
                         distribute_bn(module, processes.count, args.dist_bn == "reduce")
-                val = validate(args, task, val_batches, processes, autocast, interruption.check)
+                val = {}
+                if (epoch + 1) % args.val_interval == 0 or epoch + 1 == epochs:
+                    val = validate(args, task, val_batches, processes, autocast, interruption.check)
             except Stopped:
                 progress.totals = meters.totals()
                 checkpoints.save(progress)
                 raise
-            metric = val[judged_by(vars(args))]
-            progress.judge(metric, decreasing=args.eval_metric == "loss")
+            metric = val.get(judged_by(vars(args)))
+            if val:
+                progress.judge(metric, decreasing=args.eval_metric == "loss")
             row = {"epoch": epoch} | {f"train_{key}": value for key, value in train.items()}
             row |= {f"eval_{key}": value for key, value in val.items()}
             row["lr"] = training.optimizer.param_groups[0]["lr"]
@@ -282,10 +285,11 @@ def fit(args, training, batches, val_batches, processes, progress, checkpoints, 
                 training.scheduler.step(epoch + 1, metric)
             progress.next_epoch()
             checkpoints.save_epoch(progress, epoch)
-            hybrids = "".join(f" hybrid {key[5:]} {value:.2f}" for key, value in val.items() if key[:5] == "top1_")
+            found = f" | val loss {val['loss']:.4f} top1 {val['top1']:.2f}" if val else ""
+            found += "".join(f" hybrid {key[5:]} {value:.2f}" for key, value in val.items() if key[:5] == "top1_")
             _logger.info(
                 f"epoch {epoch}: train loss {train['loss']:.4f} top1 {train['top1']:.2f} {train['images_per_s']:.0f} "
-                f"img/s | val loss {val['loss']:.4f} top1 {val['top1']:.2f}{hybrids} | lr {row['lr']:.4f}"
+                f"img/s{found} | lr {row['lr']:.4f}"
             )
 
 

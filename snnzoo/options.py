@@ -56,6 +56,7 @@ def make_parser(description: str | None = None) -> argparse.ArgumentParser:
     add("--quant", choices=("loihi",), help="fine-tune a trained model with the 8-bit weights of Loihi 2")
     add("--channels-last", help="memory layout, often faster", **flag)
     add("--torchcompile", nargs="?", const="inductor", metavar="BACKEND", help="compile the training forward")
+    add("--torchcompile-mode", metavar="MODE", help="torch.compile's: reduce-overhead, max-autotune, …")
     add("--grad-checkpointing", help="through time, and ANNs: less memory, more time", **flag)
 
     add = parser.add_argument_group("teacher (arXiv 2503.16572)").add_argument
@@ -127,6 +128,7 @@ def make_parser(description: str | None = None) -> argparse.ArgumentParser:
     add("--resume", metavar="WHAT", help="a checkpoint, a run's folder, or auto: --experiment's if it has begun")
     add("--recovery-interval", type=int, default=0, metavar="N", help="optimizer steps between saves in an epoch")
     add("--checkpoint-hist", type=int, default=3, metavar="N", help="epochs' checkpoints to keep, besides the best")
+    add("--val-interval", type=int, default=1, metavar="N", help="epochs from one validation to the next")
     add("--eval-metric", default="top1", choices=("top1", "top5", "loss"))
     add("--log-interval", type=int, default=50, metavar="N", help="optimizer steps between log lines")
     add("--log-tensorboard", **flag)
@@ -137,7 +139,7 @@ def make_parser(description: str | None = None) -> argparse.ArgumentParser:
 
 _RANGES = {
     "at least 1": (lambda x: x >= 1, "batch_size validation_batch_size epochs grad_accum_steps checkpoint_hist "
-                                     "log_interval num_classes in_chans input_size event_steps"),
+                                     "log_interval val_interval num_classes in_chans input_size event_steps"),
     "at least 0": (lambda x: x >= 0, "workers crop_padding cutout roll mixup cutmix lr min_lr warmup_lr "
                                      "weight_decay warmup_epochs cooldown_epochs patience_epochs recovery_interval "
                                      "color_jitter"),
@@ -173,6 +175,8 @@ def check_options(args: argparse.Namespace) -> None:
         idle("with --quant, which leaves batch norm's statistics as they are", "sync_bn dist_bn")
     if not args.model_ema:
         idle("without --model-ema", "model_ema_decay model_ema_warmup")
+    if not args.torchcompile:
+        idle("without --torchcompile", "torchcompile_mode")
     if not args.amp:
         idle("without --amp", "amp_dtype")
     if not args.log_wandb:
@@ -181,6 +185,8 @@ def check_options(args: argparse.Namespace) -> None:
         idle("without --clip-grad", "clip_mode")
     if args.sched != "plateau":
         idle("without --sched plateau", "patience_epochs")
+    else:
+        idle("with --sched plateau, which goes by the validation of every epoch", "val_interval")
     if args.sched != "multistep":
         idle("without --sched multistep", "decay_milestones")
     if not args.warmup_epochs:

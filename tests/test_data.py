@@ -1,5 +1,6 @@
 """Augmentation and data sets."""
 
+import multiprocessing
 import random
 
 import numpy as np
@@ -116,6 +117,18 @@ def test_an_epoch_can_be_entered_anywhere(kind):
         assert listed(data.epoch(3)) == whole
         assert listed(data.epoch(4)) != whole
     assert torch.equal(torch.random.get_rng_state(), before[0]) and random.getstate() == before[1]
+
+
+def test_workers_outlive_an_epoch():
+    def running():
+        return {process.pid for process in multiprocessing.active_children()}
+
+    before, data = running(), batches(Noise(), workers=1)
+    listed(data.epoch(0))
+    started = running() - before
+    next(iter(data.epoch(1)))  # and one that is left in the middle
+    listed(data.epoch(2))
+    assert started and running() - before == started
 
 
 def test_processes_share_an_epoch():

@@ -156,7 +156,10 @@ def test_compiled_training_forward(digits, teacher, tmp_path):
         load(tmp_path / "compiled/last.pth.tar")["state_dict"].keys()
         == load(tmp_path / "plain/last.pth.tar")["state_dict"].keys()
     )
-    refuse("--torchcompile nonsense does not fit", options(digits, tmp_path, "--torchcompile", "nonsense"))
+    refuse("--torchcompile nonsense .*does not fit", options(digits, tmp_path, "--torchcompile", "nonsense"))
+    mode = ("--torchcompile", "--torchcompile-mode", "nonsense")
+    refuse("--torchcompile-mode does not fit", options(digits, tmp_path, *mode))
+    refuse("--torchcompile-mode does nothing without", options(digits, tmp_path, *mode[1:]))
 
 
 def test_gradient_checkpointing_of_an_ann(digits, tmp_path):

@@ -70,6 +70,18 @@ def test_options(digits, teacher, tmp_path, extra):
     assert 0 <= float(rows(tmp_path / "run")[0]["eval_top1"]) <= 100
 
 
+def test_validation_now_and_then(digits, teacher, tmp_path):
+    extra = (*taught(teacher), "--epochs", 4, "--val-interval", 3, "--model-ema", "--experiment", "run")
+    train_distill.main(options(digits, tmp_path, *extra))
+    table = rows(tmp_path / "run")
+    assert [row["epoch"] for row in table if "eval_top1" in row] == [2, 3]  # the last one always
+    assert all("train_loss" in row and "lr" in row for row in table)
+    best = load(tmp_path / "run/model_best.pth.tar")["progress"]
+    assert best["best_epoch"] in (2, 3) and best["best_metric"] == max(row.get("eval_ema_top1", 0) for row in table)
+    assert {"curves.png", "checkpoint-1.pth.tar"} <= {path.name for path in (tmp_path / "run").iterdir()}
+    refuse("--val-interval does nothing with --sched plateau", options(digits, tmp_path, *extra, "--sched", "plateau"))
+
+
 def test_grey_images(digits, tmp_path):
     weights = tmp_path / "grey.safetensors"
     save_file(timm.create_model("cifar_resnet20", in_chans=1).state_dict(), weights)

@@ -28,7 +28,8 @@ from snnzoo.randomness import host_rng_preserved, seed_host, seed_of, seeded
 class Order(Sampler[int]):
     """The samples of an epoch in random order, from a given place on; each process's share of them.
 
-    Every batch of all processes together is a run of the one order, however many processes there are.
+    Every batch of all processes together is a run of the one order, however many processes there are. A sample is
+    named by ``epoch * length + index``, so that workers that outlive an epoch need not be told of the next.
 
     Args:
         length: of the data.
@@ -48,7 +49,7 @@ class Order(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(seed_of(self._seed, self.epoch))
-        order = torch.randperm(self._length, generator=generator)[self.done :]
+        order = torch.randperm(self._length, generator=generator)[self.done :] + self.epoch * self._length
         return iter(order[: len(self) * self._count][self._rank :: self._count].tolist())
 
 
@@ -56,8 +57,7 @@ class _Checked:
     """What both kinds of data below do with a sample."""
 
     def __init__(self, dataset: Any, num_classes: int, seed: int = 0):
-        self.dataset, self.epoch = dataset, 0
-        self.num_classes, self._seed = num_classes, seed
+        self.dataset, self.num_classes, self._seed = dataset, num_classes, seed
         if hasattr(dataset, "_max_retries"):
             dataset._max_retries = 1  # timm would put the next image in the place of one that it cannot read
 
@@ -74,9 +74,9 @@ class SeededDataset(_Checked, Dataset):
     """A dataset whose every sample is drawn with random numbers of its own.
 
     Args:
-        dataset: images (or frames) and labels by index.
+        dataset: images (or frames) and labels by index. Here they go by :class:`Order`'s names.
         num_classes: labels must be below it.
-        seed: of the run. ``epoch`` is set before each epoch's workers start.
+        seed: of the run.
 
     Raises:
         InputError: on reading, a sample that cannot be read, or has a label out of range.
@@ -85,15 +85,15 @@ class SeededDataset(_Checked, Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        return self.__getitems__([index])[0]
+    def __getitem__(self, name: int) -> tuple[Any, int]:
+        return self.__getitems__([name])[0]
 
-    def __getitems__(self, indices: list[int]) -> list[tuple[Any, int]]:  # what a DataLoader asks for
+    def __getitems__(self, names: list[int]) -> list[tuple[Any, int]]:  # what a DataLoader asks for
         with host_rng_preserved():
-            return [self._read(index) for index in indices]
+            return [self._read(*divmod(name, len(self))) for name in names]
 
-    def _read(self, index: int) -> tuple[Any, int]:
-        seed_host(self._seed, self.epoch, index)
+    def _read(self, epoch: int, index: int) -> tuple[Any, int]:
+        seed_host(self._seed, epoch, index)
         try:
             sample = self.dataset[index]
         except InputError:
@@ -122,7 +122,12 @@ class SeededDataset(_Checked, Dataset):
 
 
 class SeededStream(_Checked, IterableDataset):
-    """The same for data that come in a stream, where the place in the stream is the index."""
+    """The same for data that come in a stream, where the place in the stream is the index.
+
+    ``epoch`` is set before each epoch's workers start.
+    """
+
+    epoch = 0
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -166,7 +171,7 @@ class TrainingBatches:
         num_classes: of the model.
         seed: of the run.
         processes: of the run.
-        workers: data loading processes; they start anew for each epoch.
+        workers: data loading processes; those of a stream start anew for each epoch.
         mean, std: of the pixels, in [0, 1] for images, in their own unit for frames.
         frames: whether the data are frames.
         re_prob, re_mode: timm's random erasing.
@@ -202,9 +207,8 @@ class TrainingBatches:
         else:
             self._data = SeededDataset(dataset, num_classes, seed)
             self._order = Order(len(dataset), batch_size, seed, processes)
-        loader = DataLoader(
-            self._data, batch_size, sampler=self._order, drop_last=True, **_loading(workers, frames, processes)
-        )
+        loading = _loading(self._data, workers, frames, processes)
+        loader = DataLoader(self._data, batch_size, sampler=self._order, drop_last=True, **loading)
         self.steps = len(loader)
         if not self.steps:
             raise InputError(
@@ -223,12 +227,12 @@ class TrainingBatches:
 
     def epoch(self, epoch: int, done: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Images and labels, normalised and on the device, of the epoch's samples after the first ``done``."""
-        self._data.epoch = epoch
         skipped = done // self.step_size
         is_stream = self._order is None
         if self._loader.random_erasing is not None:  # which sees what is skipped of a stream
             self._loader.random_erasing.start(*self._key, epoch, batch=0 if is_stream else skipped)
         if is_stream:  # it has to be read to be skipped
+            self._data.epoch = epoch
             return islice(self._loader, skipped, None)
         self._order.epoch, self._order.done = epoch, done
         return iter(self._loader)
@@ -265,15 +269,16 @@ def evaluation_batches(
         checked = SeededDataset(dataset, num_classes)
         if processes.together:
             sampler = OrderedDistributedSampler(checked, processes.count, processes.rank)
-    loader = DataLoader(checked, batch_size, sampler=sampler, **_loading(workers, frames, processes))
+    loader = DataLoader(checked, batch_size, sampler=sampler, **_loading(checked, workers, frames, processes))
     return _prefetch(loader, mean, std, frames, processes)
 
 
-def _loading(workers: int, frames: bool, processes: Processes) -> dict[str, Any]:
+def _loading(data: Dataset, workers: int, frames: bool, processes: Processes) -> dict[str, Any]:
     if workers < 0:
         raise InputError(f"--workers must be at least 0, got {workers}")
     return dict(
         num_workers=workers,
+        persistent_workers=workers > 0 and not isinstance(data, IterableDataset),
         collate_fn=default_collate if frames else fast_collate,
         pin_memory=processes.device.type == "cuda",
         worker_init_fn=_start_worker,
