@@ -66,8 +66,12 @@ def regular(x: Tensor) -> Tensor:
 
 
 def time_mean(x: Tensor) -> Tensor:
-    """``[T, B, ...]`` to its mean over time ``[B, ...]``."""
-    return x[0] if x.shape[0] == 1 else x.mean(0)
+    """``[T, B, ...]`` to its mean over time ``[B, ...]``, in the memory format of the steps."""
+    if x.shape[0] == 1:
+        return x[0]
+    if x.ndim == 5 and not x[0].is_contiguous():  # channels-last, which torch's mean would undo
+        return x.movedim(2, -1).mean(0).movedim(-1, 1)
+    return x.mean(0)
 
 
 class _ConvOfRate(torch.autograd.Function):

@@ -250,8 +250,9 @@ def test_copies(zoo):
 def test_memory_formats_agree(zoo):
     model = copy.deepcopy(zoo.model).to(memory_format=torch.channels_last)
     with torch.no_grad():
-        logits = model(zoo.x.contiguous(memory_format=torch.channels_last))
-    torch.testing.assert_close(logits, zoo.logits, rtol=1e-3, atol=1e-3)
+        final, features = model.forward_intermediates(zoo.x.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(model.forward_head(final), zoo.logits, rtol=1e-3, atol=1e-3)
+    assert all(feature.is_contiguous(memory_format=torch.channels_last) for feature in features)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
