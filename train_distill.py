@@ -30,6 +30,7 @@ from snnzoo import data
 from snnzoo.allocator import keep_memory
 from snnzoo.analysis import save_curves
 from snnzoo.checkpoints import BEST, Checkpoints, Progress, Training, judged_by
+from snnzoo.compilation import compile_options
 from snnzoo.distill import AnnGuidedDistillationTask, create_teacher, scheduled_alpha
 from snnzoo.errors import InputError
 from snnzoo.evaluate import evaluate, logits_of
@@ -152,7 +153,9 @@ def build_training(args, arch, task, steps, processes) -> tuple[Training, int]:
         task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
     if args.torchcompile:
         with as_input_error(f"--torchcompile {args.torchcompile} or its --torchcompile-mode"):
-            task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
+            dtype = getattr(torch, args.amp_dtype) if args.amp else torch.float32
+            options = compile_options(args.torchcompile, args.torchcompile_mode, processes.device.type, dtype)
+            task.compile(backend=args.torchcompile, **options)
     if processes.together:
         ids = [processes.device] if processes.device.type == "cuda" else None
         task.prepare_distributed(device_ids=ids, **OWN_BUFFERS)

@@ -52,25 +52,22 @@ class Parity:
     same_top1: int
 
     @property
-    def passed(self) -> bool:
-        return self._graph_is_models and self.differing == self.ties and self.logits <= LOGITS
+    def _of_model(self) -> tuple[int, int, float]:
+        return self.model_differing, self.model_ties, self.model_logits
 
     @property
-    def _graph_is_models(self) -> bool:
-        return self.model_differing == self.model_ties and self.model_logits <= LOGITS
+    def _of_engine(self) -> tuple[int, int, float]:
+        return self.differing, self.ties, self.logits
+
+    @property
+    def passed(self) -> bool:
+        return _agree(*self._of_model) and _agree(*self._of_engine)
 
     def check(self, what: str) -> "Parity":
         """Itself, or :class:`ParityError` if the engine, or the graph already, computes something else."""
-        if self.passed:
-            return self
-        differing, ties, logits = self.differing, self.ties, self.logits
-        if not self._graph_is_models:
-            what = f"the graph behind {what}"
-            differing, ties, logits = self.model_differing, self.model_ties, self.model_logits
-        raise ParityError(
-            f"{what} is not what the model computes: on {self.images} images {differing} neurons fire otherwise, "
-            f"{ties} of them for rounding; logits differ by {logits:.2e} of the largest, {LOGITS:g} are allowed"
-        )
+        _demand(f"the graph behind {what}", self.images, *self._of_model)
+        _demand(what, self.images, *self._of_engine)
+        return self
 
     def to_dict(self) -> dict:
         return asdict(self) | {"tie_tolerance": TIE, "logit_tolerance": LOGITS}
@@ -121,6 +118,23 @@ def compare(graph: Graph, images: torch.Tensor, model: Run, engine: Run) -> Pari
         logits_of_same=_largest(apart),
         same_top1=int((engine.logits.argmax(1) == model.logits.argmax(1)).sum()),
     )
+
+
+def check_graph(graph: Graph, images: torch.Tensor, model: Run, what: str) -> None:
+    """:class:`ParityError` if the graph behind ``what`` is not what the model computes; arguments as for compare."""
+    _demand(f"the graph behind {what}", len(images), *_differences(graph, images, model))
+
+
+def _agree(differing: int, ties: int, logits: float) -> bool:
+    return differing == ties and logits <= LOGITS
+
+
+def _demand(what: str, images: int, differing: int, ties: int, logits: float) -> None:
+    if not _agree(differing, ties, logits):
+        raise ParityError(
+            f"{what} is not what the model computes: on {images} images {differing} neurons fire otherwise, "
+            f"{ties} of them for rounding; logits differ by {logits:.2e} of the largest, {LOGITS:g} are allowed"
+        )
 
 
 def _differences(graph: Graph, images: torch.Tensor, run: Run) -> tuple[int, int, float]:

@@ -1,5 +1,6 @@
 """Loihi: integers, their file, and Lava's simulator, which has to fire what was predicted."""
 
+import copy
 import os
 import re
 import subprocess
@@ -29,10 +30,12 @@ from snnzoo.export.lava import (
     simulate,
     simulate_integer,
 )
+from snnzoo.export.lava import export as exporter
 from snnzoo.export.lava.export import _lost
 from snnzoo.export.lava.interpreter import find_interpreter
 from snnzoo.export.lava.lower import evaluate, lower, pixel_offset
 from snnzoo.export.lava.simulator.network import NetworkError, load, save
+from snnzoo.export.parity import ParityError
 from snnzoo.export.trace import trace
 
 h5py = pytest.importorskip("h5py")
@@ -289,6 +292,19 @@ def test_calibration_needs_an_image(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(command.split())
     assert stop.value.code == 2 and "--calibration-images must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_a_graph_that_is_not_the_models_leaves_no_file(tmp_path, monkeypatch):
+    def wrong(model, input_size):
+        model = copy.deepcopy(model)
+        model.fc.weight.data *= 1.01
+        return trace(model, input_size)
+
+    monkeypatch.setattr(exporter, "trace", wrong)
+    model = lively("snn_resnet20_t2", depths=(1,), channels=(8,))
+    with pytest.raises(ParityError, match="the graph behind .* is not what the model computes: .* 0 neurons"):
+        exporter.export_lava(model, tmp_path / "net.h5", pixels(4, 8))
+    assert not list(tmp_path.iterdir())
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import torch
 from test_rate import assert_same_grads, assert_two_passes_agree, loss_and_grads, random_frames, small_net
 
 from snnzoo import InputError, LIFParams, Surrogate, fused, neurons, set_backend
+from snnzoo.compilation import compile_options
 from snnzoo.current import Current, Norm, Term, sum_steps
 
 LAYOUTS = {
@@ -202,3 +203,22 @@ def test_out_of_memory_is_not_a_broken_compiler(monkeypatch):
     with pytest.raises(torch.cuda.OutOfMemoryError):
         fused.lif(torch.randn(2, 3), LIFParams())
     assert not fused._broken
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_numbers_are_compiled_right(compiled, dtype):
+    """What inductor writes for batch norm and neurons of two memory formats; some g++ lose half of it."""
+
+    def transposed(a, b, c, d):
+        return (a.t().float() + b) * 0.5 + (c.t().float() + d)
+
+    numbers = [torch.randn(64, 64).to(dtype) for _ in range(4)]
+    whole = torch.compile(transposed, **compile_options("inductor", None, "cpu", dtype))
+    torch.testing.assert_close(whole(*numbers), transposed(*numbers), rtol=1e-5, atol=1e-5)
+
+
+def test_options_for_the_compiler():
+    assert compile_options("inductor", "max-autotune", "cuda", torch.bfloat16) == {"mode": "max-autotune"}
+    assert compile_options("inductor", None, "cpu", torch.float32) == {"mode": None}
+    with pytest.raises(RuntimeError, match="nonsense"):
+        torch.compile(torch.sin, **compile_options("inductor", "nonsense", "cpu", torch.bfloat16))

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from snnzoo.data import spread
 from snnzoo.errors import InputError
-from snnzoo.export.interpret import interpret
+from snnzoo.export.interpret import interpret, watch
 from snnzoo.export.lava.interpreter import need_h5py
 from snnzoo.export.lava.quantization import Quantized, quantize
 from snnzoo.export.lava.reference import IntegerRun, simulate_integer
 from snnzoo.export.lava.simulator.network import CURRENT, LoihiNetwork, load, save
+from snnzoo.export.parity import check_graph
 from snnzoo.export.report import make_report, new_export, write_report
 from snnzoo.export.trace import float_copy, trace
 
@@ -39,7 +40,8 @@ def export_lava(
         path: the HDF5 file to write; it and its reports (``.json``, ``.txt``) appear together.
         calibration: ``[B, C, H, W]``, uint8, to choose the scales on.
         input_size: ``(C, H, W)``; the calibration images' by default.
-        images: the same, others, to count agreeing spikes on; the calibration images by default.
+        images: the same, others, to compare the model with its graph and to count agreeing spikes on; the
+            calibration images by default.
         accuracy: top-1 in percent of a function from normalised images to logits, for the report.
         preprocessing: ``mean``, ``std`` (the model's by default), ``interpolation``, ``crop_pct``: how images become
             pixels.
@@ -51,6 +53,7 @@ def export_lava(
     Raises:
         InputError: a node that Loihi cannot express, weights that no scale holds, a path that cannot be written, the
             extra ``lava`` is not installed.
+        ParityError: the graph that was made of the model computes something else.
     """
     need_h5py()
     with new_export(path) as (temporary, *reports):
@@ -64,6 +67,8 @@ def export_lava(
         save(quantized.network, temporary)
         network = load(temporary)
         images = calibration if images is None else images
+        normalised = normalise(network, images)
+        check_graph(graph, normalised, watch(model, normalised), repr(str(path)))
         run = simulate_integer(network, images)
         if not torch.equal(run.readout, simulate_integer(quantized.network, images).readout):
             raise AssertionError(f"{str(path)!r}, read back, is another network than was written")
