@@ -13,7 +13,7 @@ from snnzoo.weights import create_model, read_run
 # Options of a run that say nothing about its outcome, or that are a path on somebody's machine.
 _PERSONAL = (
     "data_dir output experiment resume config device workers dataset_download class_map log_interval log_tensorboard "
-    "log_wandb wandb_project checkpoint_hist recovery_interval validation_batch_size"
+    "log_wandb wandb_project checkpoint_hist recovery_interval validation_batch_size val_interval"
 ).split()
 _FILES_OF_WEIGHTS = ("teacher_checkpoint", "initial_checkpoint")
 _LOCAL = "local-dir:"
