@@ -19,6 +19,7 @@ from contextvars import ContextVar
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from snnzoo import neurons
 from snnzoo.current import Current, Term, affines_of, weighted_sum
@@ -65,13 +66,13 @@ set_backend(os.environ.get("SNNZOO_BACKEND", "auto"))
 
 def lif(current: Current | Tensor, params: LIFParams) -> Tensor:
     """:func:`snnzoo.neurons.lif` of a sum of tensors; differentiable."""
-    return _run_neuron(_lif, current, params)
+    return _run_neuron(_lif, _run_lif, current, params)
 
 
 @torch.no_grad()
 def lif_statistics(current: Current | Tensor, params: LIFParams) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`snnzoo.neurons.lif_statistics` of a sum of tensors."""
-    return _run_neuron(_lif_statistics, current, params)
+    return _run_neuron(_lif_statistics, functools.partial(_run, _lif_statistics), current, params)
 
 
 @torch.no_grad()
@@ -88,12 +89,35 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if _is_traced():
         return _moments(x, 2)
     layout = _Layout(x)
-    rate, mean, var = _run(_moments, x.device.type, layout.flatten(x), -1 if layout.channels_last else -2)
+    rate, mean, var = _run(_moments, layout.flatten(x), -1 if layout.channels_last else -2)
     return layout.restore(rate), mean, var
 
 
 def _lif(xs, affines, params):
     return neurons.lif(_steps(xs, affines), params, xs[0].dtype)
+
+
+def _lif_gradient(xs, affines, params, grad, needed):
+    """Gradients of :func:`_lif` by xs, then by each scale and shift; None where not ``needed``."""
+    steps = neurons.lif_gradient(_steps(xs, affines), params, grad.unbind(0))
+    needed = iter(needed)
+    of_xs = [
+        neurons.join([(g * a[0] if a else g).to(x.dtype) for g in steps]) if next(needed) else None
+        for x, a in zip(xs, affines, strict=True)
+    ]
+    of_affines = []
+    for x, affine in zip(xs, affines, strict=True):
+        if affine:
+            products = zip(steps, x.unbind(0), strict=True)
+            of_affines.append(_per_channel([g * x_t for g, x_t in products], affine[0]) if next(needed) else None)
+            of_affines.append(_per_channel(steps, affine[1]) if next(needed) else None)
+    return (*of_xs, *of_affines)
+
+
+def _per_channel(steps: list[Tensor], like: Tensor) -> Tensor:
+    # Sums over an image, then over images, as in _moments.
+    last = like.ndim == 1
+    return sum(steps).sum(1 if last else 2, keepdim=not last).sum(0).to(like.dtype)
 
 
 def _lif_statistics(xs, affines, params):
@@ -151,7 +175,46 @@ class _Layout:
         return x if self.channels_last else x[:, None]
 
 
-def _run_neuron(fn: Callable, current: Current | Tensor, params: LIFParams):
+class _Lif(torch.autograd.Function):
+    """:func:`_lif`, forward and backward compiled one by one.
+
+    Compiled as one, torch lets what the backward needs be used up by it: no ``retain_graph=True``, and no derivative of
+    the derivative.
+    """
+
+    @staticmethod
+    def forward(ctx, params, num_terms, *tensors):
+        ctx.params, ctx.num_terms = params, num_terms
+        ctx.save_for_backward(*tensors)
+        return _run(_lif, *_paired(tensors, num_terms), params)
+
+    @staticmethod
+    def backward(ctx, grad):
+        tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[2:]
+        if not torch.is_grad_enabled():
+            return None, None, *_run(_lif_gradient, *_paired(tensors, ctx.num_terms), ctx.params, grad, needed)
+        # The plain function, whose gradient has one itself. A tensor may be two of the terms: views tell them apart.
+        tensors = [x.view_as(x) for x in tensors]
+        spikes = _lif(*_paired(tensors, ctx.num_terms), ctx.params)
+        by = [x for x, is_needed in zip(tensors, needed, strict=True) if is_needed]
+        found = iter(torch.autograd.grad(spikes, by, grad, create_graph=True))
+        return None, None, *(next(found) if is_needed else None for is_needed in needed)
+
+
+def _paired(tensors, num_terms):
+    """xs, and the affines that follow them, if any do."""
+    xs, rest = tensors[:num_terms], tensors[num_terms:]
+    return xs, tuple(zip(rest[::2], rest[1::2], strict=True)) or (None,) * num_terms
+
+
+def _run_lif(xs, affines, params):
+    tensors = (*xs, *(value for affine in affines if affine for value in affine))
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors) and _compiles(xs[0]):
+        return _Lif.apply(params, len(xs), *tensors)
+    return _run(_lif, xs, affines, params)
+
+
+def _run_neuron(fn: Callable, run: Callable, current: Current | Tensor, params: LIFParams):
     terms = current.terms if isinstance(current, Current) else (Term(current),)
     xs = tuple(term.x for term in terms)
     if _is_traced():
@@ -163,7 +226,7 @@ def _run_neuron(fn: Callable, current: Current | Tensor, params: LIFParams):
         channels = xs[0].shape[2]
         plain = neurons.full(xs[0].new_ones(channels)), neurons.full(xs[0].new_zeros(channels))
         affines = tuple(tuple(map(layout.channels, plain if a is None else a)) for a in affines)
-    result = _run(fn, xs[0].device.type, tuple(map(layout.flatten, xs)), affines, params)
+    result = run(tuple(map(layout.flatten, xs)), affines, params)
     return tuple(map(layout.restore, result)) if isinstance(result, tuple) else layout.restore(result)
 
 
@@ -172,8 +235,10 @@ def _is_traced() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
-def _run(fn: Callable, device_type: str, *args):
-    if not _compiles(device_type):
+def _run(fn: Callable, first: Tensor | tuple[Tensor, ...], *args):
+    x = first[0] if isinstance(first, tuple) else first
+    args = (first, *args)
+    if not _compiles(x):
         return fn(*args)
     try:
         return _compiled(fn)(*args)
@@ -182,13 +247,15 @@ def _run(fn: Callable, device_type: str, *args):
             raise
         reason = f"compilation failed ({type(error).__name__})"
     result = fn(*args)  # before anything is blamed: where the caller's tensors do not fit, this fails as well
-    _warn(device_type, reason)
-    _broken.add(device_type)
+    _warn(x.device.type, reason)
+    _broken.add(x.device.type)
     return result
 
 
-def _compiles(device_type: str) -> bool:
-    if _uncompiled.get() or _backend == "eager":
+def _compiles(x: Tensor) -> bool:
+    device_type = x.device.type
+    # A kernel reads memory: tensors without any (on meta, in a FakeTensorMode) are for the plain functions.
+    if _uncompiled.get() or _backend == "eager" or device_type == "meta" or isinstance(x, FakeTensor):
         return False
     return _backend == "compiled" or (device_type not in _broken and _has_compiler(device_type))
 

@@ -19,7 +19,7 @@ Steps = Tensor | Sequence[Tensor]  # [T, B, ...], or T tensors [B, ...]
 
 
 def _sigmoid(x: Tensor, alpha: float) -> Tensor:
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and x.dtype != torch.float64:
         # s(z) (1 - s(z)) = 1 / (2 + 2 cosh z), cosh by its series in z^2. The first ten terms are right to 2e-7, and
         # on a CPU they are free, where an exponential takes longer than all the rest of the neuron.
         square = (alpha * x) ** 2
@@ -85,8 +85,8 @@ class Surrogate:
             raise InputError(f"surrogate: no such name {self.name!r}; choose from {', '.join(SURROGATES)}")
         if self.alpha is None:
             object.__setattr__(self, "alpha", SURROGATES[self.name][1])
-        if not self.alpha > 0:
-            raise InputError(f"surrogate: alpha must be positive, got {self.alpha!r}")
+        if not 0 < self.alpha < math.inf:
+            raise InputError(f"surrogate: alpha must be a positive number, got {self.alpha!r}")
 
     def derivative(self, x: Tensor) -> Tensor:
         """The surrogate of ds/du at ``x = u - threshold``; any shape."""
@@ -121,6 +121,8 @@ class LIFParams:
             raise InputError(f"threshold must be a positive number, got {self.threshold!r}")
         if self.reset not in RESETS:
             raise InputError(f"reset must be 'soft' or 'hard', got {self.reset!r}")
+        if not isinstance(self.detach_reset, bool):
+            raise InputError(f"detach_reset must be True or False, got {self.detach_reset!r}")
 
 
 class _Spike(torch.autograd.Function):
@@ -178,7 +180,40 @@ def lif(current: Steps, params: LIFParams, dtype: torch.dtype | None = None) -> 
     for current_t in current:
         _, s, v = lif_step(full(current_t), v, params)
         spikes.append(s.to(dtype or current_t.dtype))
-    return _join(spikes)
+    return join(spikes)
+
+
+@torch.no_grad()
+def lif_gradient(current: Steps, params: LIFParams, grad: Steps) -> list[Tensor]:
+    """The gradient of :func:`lif`, as a sweep back through time that builds no graph.
+
+    With sg[t] the surrogate ds[t]/du[t], and G[t] the loss's derivative by v[t], zero after the last step::
+
+        dL/du[t] = (grad[t] + dv[t]/ds[t] G[t]) sg[t] + dv[t]/du[t] G[t]    (dv/ds: zero with the reset detached)
+        G[t - 1] = decay dL/du[t]
+
+    Args:
+        current: as for :func:`lif`.
+        params: the neuron.
+        grad: of the spikes, ``[T, B, ...]`` or one for each step.
+
+    Returns:
+        The gradient by each step's current, ``[B, ...]`` each, in the membrane's dtype.
+    """
+    v, states = None, []
+    for current_t in current:
+        u, s, v = lif_step(full(current_t), v, params)
+        states.append((u, s))
+    grad_v, grads = 0.0, []
+    for (u, s), grad_s in zip(reversed(states), reversed(list(grad)), strict=True):
+        grad_s = full(grad_s)
+        if not params.detach_reset:
+            grad_s = grad_s - (params.threshold if params.reset == "soft" else u) * grad_v
+        grad_u = grad_s * params.surrogate.derivative(u - params.threshold)
+        grad_u = grad_u + (grad_v if params.reset == "soft" else (1 - s) * grad_v)
+        grads.append(grad_u)
+        grad_v = params.decay * grad_u
+    return grads[::-1]
 
 
 @torch.no_grad()
@@ -220,10 +255,11 @@ def lif_statistics(
         else:
             dv_du = 1 - s if params.detach_reset else 1 - s - u * sg
         rho = 1 + params.decay * rho * dv_du
-    return _join(spikes), rate / len(spikes), slope / len(spikes)
+    return join(spikes), rate / len(spikes), slope / len(spikes)
 
 
-def _join(steps: list[Tensor]) -> Tensor:
+def join(steps: list[Tensor]) -> Tensor:
+    """T tensors ``[B, ...]`` as one, ``[T, B, ...]``."""
     return torch.cat(steps).unflatten(0, (len(steps), -1))  # cat keeps a channels-last layout, stack does not
 
 

@@ -114,11 +114,16 @@ def _remember(bn: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: Tensor) -> N
     bn.running_var.lerp_((var * count / (count - 1).clamp(min=1)).to(bn.running_var.dtype), momentum)
 
 
+def _shares(bn: nn.BatchNorm2d) -> bool:
+    """Whether it uses the batch's statistics, and there are processes to share them; one alone is as torch's."""
+    return (bn.training or bn.running_mean is None) and dist.is_available() and dist.is_initialized()
+
+
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """``nn.BatchNorm2d`` over the batches of all processes: ``[B, C, H, W]`` in and out."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training and self.running_mean is not None:
+        if not _shares(self):
             return super().forward(x)
         return batch_norm(x, self)
 
@@ -127,7 +132,7 @@ class SyncSpikingBatchNorm2d(layers.BatchNorm2d):
     """:class:`snnzoo.layers.BatchNorm2d` over time and the batches of all processes."""
 
     def forward(self, x: TimeSeries) -> TimeSeries:
-        if not self.training and self.running_mean is not None:
+        if not _shares(self):
             return super().forward(x)
         x = layers.settle(x)
         return batch_norm_of_rate(x, self) if isinstance(x, Signal) else per_step(partial(batch_norm, bn=self), x)

@@ -1,6 +1,7 @@
 """Compiled neurons give what the plain functions give."""
 
 import contextvars
+import copy
 import logging
 import threading
 
@@ -8,6 +9,7 @@ import pytest
 import timm
 import torch
 from test_rate import assert_same_grads, assert_two_passes_agree, loss_and_grads, random_frames, small_net
+from torch._subclasses import FakeTensorMode
 
 from snnzoo import InputError, LIFParams, Surrogate, fused, neurons, set_backend
 from snnzoo.compilation import compile_options
@@ -73,6 +75,8 @@ def test_sigmoid_by_series_equals_sigmoid(compiled):
     x = torch.linspace(-30, 30, 100_001)
     compiled_sigmoid = torch.compile(Surrogate("sigmoid", 2.0).derivative)
     torch.testing.assert_close(compiled_sigmoid(x), Surrogate("sigmoid", 2.0).derivative(x), rtol=0, atol=1e-6)
+    exact = torch.linspace(-10, 10, 1001, dtype=torch.float64)
+    torch.testing.assert_close(compiled_sigmoid(exact), Surrogate("sigmoid", 2.0).derivative(exact), rtol=0, atol=1e-15)
     far = torch.tensor([-1e30, 1e5, float("inf")])
     assert torch.equal(compiled_sigmoid(far), torch.zeros(3))
 
@@ -112,6 +116,63 @@ def test_training_step_does_not_depend_on_compilation(compiled):
         grads.append([p.grad.clone() for p in net.parameters()])
     set_backend("compiled")
     torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("grad_method", ["rate", "bptt"])
+def test_compiled_gradients_are_there_again_and_have_their_own(compiled, grad_method):
+    """``retain_graph=True``, in training and for saliency maps in evaluation, and the gradient of a gradient."""
+    network = small_net(num_steps=2, grad_method=grad_method, depths=(1, 1))
+    x = torch.randn(2, 3, 9, 7, dtype=torch.float64)
+    found = {}
+    for backend in ("compiled", "eager"):
+        set_backend(backend)
+        net = copy.deepcopy(network)
+        loss = net(x).square().sum()
+        loss.backward(retain_graph=True)
+        once = [p.grad.clone() for p in net.parameters()]
+        loss.backward()
+        torch.testing.assert_close([p.grad for p in net.parameters()], [2 * g for g in once])
+        jacobian = torch.autograd.functional.jacobian(net.eval(), x[:1])
+        image = x.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(net(image)[:, 0].sum(), image, create_graph=True)
+        (second,) = torch.autograd.grad(slope.square().sum(), image)
+        assert second.abs().max() > 0
+        found[backend] = [*once, jacobian, slope.detach(), second]
+    set_backend("compiled")
+    torch.testing.assert_close(found["compiled"], found["eager"], rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_compiled_gradient_of_a_sum(compiled, layout):
+    """By every term, scale and shift; a tensor that is two of the terms; terms and norms that need none."""
+    x, y = (LAYOUTS[layout](torch.randn(3, 2, 60)).requires_grad_() for _ in range(2))
+    weight, bias = (torch.rand(x.shape[2]).add(0.5).requires_grad_() for _ in range(2))
+    norm = Norm(weight, bias, torch.randn(x.shape[2]), torch.rand(x.shape[2]) + 0.5, 1e-5, False)
+    for terms, by in (
+        ((Term(x, norm), Term(y), Term(x)), (x, y, weight, bias)),
+        ((Term(x.detach(), norm), Term(y)), (y, bias)),
+        ((Term(x, norm), Term(y.detach())), (x, weight)),
+    ):
+        spikes = fused.lif(Current(terms), LIFParams(detach_reset=False))
+        expected = neurons.lif(sum_steps(Current(terms)), LIFParams(detach_reset=False))
+        assert torch.equal(spikes, expected)
+        grad = torch.randn_like(spikes)
+        for create_graph in (False, True):
+            got = torch.autograd.grad(spikes, by, grad, retain_graph=True, create_graph=create_graph)
+            want = torch.autograd.grad(expected, by, grad, retain_graph=True)
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("where", ["fake", "meta"])
+def test_shapes_alone_are_not_compiled(monkeypatch, where):
+    monkeypatch.setattr(fused, "_backend", "compiled")
+    monkeypatch.setattr(fused, "_compiled", lambda fn: pytest.fail("it was compiled"))
+    with FakeTensorMode() if where == "fake" else torch.device("meta"):
+        net = timm.create_model("snn_resnet20_t2", depths=(1, 1), channels=(4, 8))
+        for training in (True, False):
+            assert net.train(training)(torch.randn(2, 3, 9, 7)).shape == (2, 10)
 
 
 def test_calls_leave_nothing_behind(compiled):
@@ -166,12 +227,12 @@ def test_uncompiled_block(monkeypatch):
         with fused.uncompiled():
             pass
         fused.lif(torch.randn(2, 3), LIFParams())
-        thread = threading.Thread(target=lambda: other.append(fused._compiles("cpu")))
+        thread = threading.Thread(target=lambda: other.append(fused._compiles(torch.zeros(1))))
         thread.start()
         thread.join()
         raise KeyError
     assert other == [True]
-    assert fused._compiles("cpu")
+    assert fused._compiles(torch.zeros(1))
 
 
 def test_a_callers_mistake_does_not_switch_the_compiler_off(monkeypatch, caplog):

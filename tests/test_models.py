@@ -610,6 +610,40 @@ def test_a_head_with_neurons_sees_the_spikes():
         torch.testing.assert_close(model.forward_head(features.clone()), model.fc(model.head_act(current).mean(0)))
 
 
+def test_a_map_that_was_changed_in_place_gives_its_rate_to_a_head_with_neurons():
+    model, x = small("snn_resnet19_t4")
+    model.eval()
+    with torch.no_grad():
+        features = model.forward_features(x)
+        assert torch.equal(model.forward_head(features), model(x))
+        features[:, :3] = 1.0
+        assert torch.equal(model.forward_head(features), model.forward_head(features.clone()))
+    with torch.inference_mode():  # where torch counts no changes
+        assert torch.equal(model.forward_head(model.forward_features(x)), model(x))
+
+
+def test_steps_set_later_are_in_what_timm_saves(tmp_path):
+    model, x = small("snn_resnet20_t2")
+    model.num_steps, model.grad_method = 5, "bptt"
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert (loaded.num_steps, loaded.grad_method) == (5, "bptt")
+    assert torch.equal(loaded.eval()(x), model.eval()(x))
+
+
+def test_the_copies_of_data_parallel():
+    """torch makes a copy's parameters plain attributes, so that it has none."""
+    model, x = small("snn_resnet20_t2")
+    expected = model.eval()(x)
+    replica = copy.deepcopy(model)
+    for module in replica.modules():
+        for name, parameter in list(module._parameters.items()):
+            module._parameters.pop(name)
+            setattr(module, name, None if parameter is None else parameter.detach())
+    assert not list(replica.parameters())
+    assert torch.equal(replica(x), expected)
+
+
 def test_spike_head():
     model, x = small("snn_preact_resnet18_t2", spike_head=True)
     model.eval()
@@ -680,6 +714,7 @@ def test_bad_num_steps(value):
         (dict(stem="tiny"), r"stem must be one of \('cifar', 'imagenet'\), got 'tiny'"),
         (dict(output_stride=3), r"output_stride must be a power of two from \d, .* to 32, got 3"),
         (dict(depths=(1, 1)), "as many widths as depths"),
+        (dict(drop_path_rate=-0.5), r"drop_path_rate must lie in \[0, 1\), got -0.5"),
     ],
 )
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name in SPIKING])

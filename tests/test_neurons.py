@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from snnzoo import InputError, LIFParams, Surrogate
-from snnzoo.neurons import SURROGATES, lif, lif_statistics, lif_step
+from snnzoo.neurons import SURROGATES, lif, lif_gradient, lif_statistics, lif_step
 
 # decay 0.5, threshold 1, currents 0.8, 0.9, 0.2 (three neurons see three different histories)
 CURRENTS = torch.tensor([[0.8, 1.4, 0.1], [0.9, 0.5, 0.1], [0.2, 0.9, 1.0]], dtype=torch.float64)
@@ -93,6 +93,7 @@ def test_bptt_is_autograd_through_an_unrolled_loop(reset, detach):
     (expected,) = torch.autograd.grad(loss, current)
     (got,) = torch.autograd.grad((weight * lif(current, params)).sum(), current)
     torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(torch.stack(lif_gradient(current, params, weight)), expected)
 
 
 # Antiderivatives of the surrogates: the smooth steps they are the slopes of.
@@ -143,6 +144,7 @@ def test_membrane_stays_float32_in_half_precision():
         (dict(threshold=0.0), "threshold must be a positive number, got 0.0"),
         (dict(threshold=float("inf")), "threshold"),
         (dict(reset="middle"), "reset must be 'soft' or 'hard', got 'middle'"),
+        (dict(detach_reset="False"), "detach_reset must be True or False, got 'False'"),
     ],
 )
 def test_bad_parameters(kwargs, match):
@@ -153,5 +155,6 @@ def test_bad_parameters(kwargs, match):
 def test_bad_surrogates():
     with pytest.raises(InputError, match="no such name 'step'; choose from sigmoid"):
         Surrogate("step")
-    with pytest.raises(InputError, match="alpha must be positive, got -1"):
-        Surrogate("atan", alpha=-1)
+    for alpha in (-1, float("inf")):
+        with pytest.raises(InputError, match=f"alpha must be a positive number, got {alpha}"):
+            Surrogate("atan", alpha=alpha)

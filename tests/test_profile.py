@@ -9,6 +9,7 @@ import timm
 import torch
 from running import TINY, options
 from torch import nn
+from torch.nn.utils import prune
 
 import train_distill
 from benchmarks.neurobench_table import neurobench_counts
@@ -171,6 +172,26 @@ def test_bad_input():
         Energy(mac=0)
     with pytest.raises(InputError, match="an AC must take a positive number of pJ, got -1"):
         Energy(ac=-1)
+    prune.l1_unstructured(model.conv1, "weight", 0.5)
+    with pytest.raises(InputError, match="conv1: its weights are computed from others.*prune.remove"):
+        profile(model, [torch.randn(1, 3, 16, 16)])
+
+
+def test_pruned_weights_are_not_counted():
+    model = timm.create_model("cifar_resnet20", **SMALL)
+    before = profile(model, [torch.rand(1, 3, 16, 16)]).totals["synops"]
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            prune.l1_unstructured(module, "weight", 0.5)
+            prune.remove(module, "weight")
+    assert profile(model, [torch.rand(1, 3, 16, 16)]).totals["synops"] < 0.6 * before
+
+
+def test_steps_of_a_model_inside_another():
+    model = timm.create_model("snn_resnet20_t4", **SMALL)
+    wrapped = torch.nn.Sequential(torch.nn.Identity(), model)
+    found = profile(wrapped, [torch.randn(1, 3, 16, 16)])
+    assert found.num_steps == found.totals["latency_steps"] == model.num_steps
 
 
 # --- NeuroBench ------------------------------------------------------------------------------------------------------

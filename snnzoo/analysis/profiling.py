@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from snnzoo.analysis.counting import LayerCounter, Neurons, Synapses
 from snnzoo.errors import InputError
 from snnzoo.files import new_file
+from snnzoo.folding import check_plain
 from snnzoo.fused import uncompiled
 from snnzoo.modes import evaluating
 from snnzoo.version import __version__
@@ -219,8 +220,9 @@ def profile(
         energy: of an operation.
 
     Raises:
-        InputError: images of several shapes.
+        InputError: images of several shapes, or pruned or parametrized weights, of which it cannot see which are zero.
     """
+    check_plain(model)
     batches = iter(batches)
     first = next(batches, None)
     shown = first is not None
@@ -232,14 +234,15 @@ def profile(
         counter.show(first)
         for batch in batches:
             counter.show(batch)
+    found = tuple(counter.layers())
     return Profile(
         model=cfg.get("architecture") or type(model).__name__,
         input_size=tuple(first.shape[-3:]),
-        num_steps=first.shape[1] if first.ndim == 5 else getattr(model, "num_steps", 1),
+        num_steps=max((layer.steps for layer in found if isinstance(layer, Neurons)), default=1),
         images=counter.images if shown else 0,
         parameters=sum(p.numel() for p in model.parameters()),
         bytes=sum(x.numel() * x.element_size() for x in (*model.parameters(), *model.buffers())),
-        layers=tuple(counter.layers()),
+        layers=found,
         energy=energy or Energy(),
     )
 

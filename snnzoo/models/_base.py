@@ -106,6 +106,8 @@ class StagedNet(nn.Module):
                 f"output_stride must be a power of two from {smallest}, the reduction of the stem, to 32, "
                 f"got {output_stride!r}"
             )
+        if not 0 <= drop_path_rate < 1:
+            raise InputError(f"drop_path_rate must lie in [0, 1), got {drop_path_rate!r}")
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.stem = stem

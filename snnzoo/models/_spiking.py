@@ -7,6 +7,7 @@ from typing import Any
 
 import torch.fx
 from timm.layers import SelectAdaptivePool2d, register_notrace_module
+from timm.models._input import update_model_args  # what timm's own models record their arguments with
 from torch import Tensor, nn
 
 from snnzoo import layers
@@ -59,11 +60,17 @@ def pool_steps(x: TimeSeries, pool_type: str) -> TimeSeries:
     return spatial(x, SelectAdaptivePool2d(pool_type=pool_type, flatten=True))
 
 
+def _version(x: Tensor) -> int:
+    """How often ``x`` was changed in place; torch does not count where inference mode made it."""
+    return 0 if x.is_inference() else x._version
+
+
 class SpikingModel(nn.Module):
     """Base of the spiking families; sits before :class:`~snnzoo.models._base.StagedNet` in the class's bases.
 
     Feature maps are firing rates, means over time (of currents, where a family's stages pass on currents); so the
-    logits, linear in them, are averages over time.
+    logits, linear in them, are averages over time. (In rate-based training what is not linear over time, a max pooling
+    or a product of spikes, is computed on the rates.)
 
     Args:
         num_steps: T, the number of time steps a static image is shown for; may be changed later.
@@ -114,6 +121,8 @@ class SpikingModel(nn.Module):
         if name == "grad_method":
             check_choice("grad_method", value, GRAD_METHODS)
         super().__setattr__(name, value)
+        if name in ("num_steps", "grad_method") and hasattr(self, "_model_args"):  # not before timm has made it
+            update_model_args(self, **{name: value})
 
     def _make_head(self, num_classes: int, pool_type: str, dd: dict) -> None:
         before = self.head_fc
@@ -128,7 +137,9 @@ class SpikingModel(nn.Module):
         return self.training and self.grad_method == "rate"
 
     def _rate(self, x: TimeSeries) -> Tensor:
-        return to_rate(x, next(self.parameters()).dtype)
+        # The copies that DataParallel makes have no parameters, only attributes of those names.
+        parameter = next(self.parameters(), None)
+        return to_rate(x, self.conv1.weight.dtype if parameter is None else parameter.dtype)
 
     def _check_norms(self) -> None:
         """Refuse norms that others have put in: they would take time for the batch, and the batch for channels."""
@@ -153,16 +164,16 @@ class SpikingModel(nn.Module):
             # The hidden layer's neurons need to know when the spikes came, which a rate does not say. So the map
             # takes them along; a view does, lest the series and its own rate keep each other alive.
             feature = feature.view_as(feature)
-            feature.time_series = x
+            feature.time_series = x, _version(feature)
         return feature
 
     def from_feature(self, x: Tensor) -> TimeSeries:
-        """A feature map as a time series: the one it was made from, if it has it along, else a constant one."""
+        """A feature map as a time series: the one it was made from, if it has it along unchanged, or a constant one."""
         steps = x.unsqueeze(0)
         if not self.has_hidden_head:
             return steps
-        series = getattr(x, "time_series", None)
-        if series is None:
+        series, version = getattr(x, "time_series", (None, None))
+        if series is None or version != _version(x):
             series = hold(Signal(steps.detach(), x) if self._uses_rates else steps, self.num_steps)
         return series
 

@@ -74,7 +74,7 @@ class SEWBlock(ResidualBlock):
             # Products of rates vanish with depth. A branch that always fires lets the shortcut through (section 4.2).
             _, bn, act = self.units()[-1]
             nn.init.zeros_(bn.weight)
-            nn.init.constant_(bn.bias, act.params.threshold)
+            nn.init.constant_(bn.bias, 1.01 * act.params.threshold)  # above it in 16 bits, too
 
     def forward(self, x: TimeSeries) -> TimeSeries:
         shortcut = self.forward_shortcut(x)
