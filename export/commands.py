@@ -205,9 +205,11 @@ def onnx_parity(model: nn.Module, images: Tensor) -> dict:
     try:
         with tempfile.TemporaryDirectory() as folder:
             path, size = Path(folder) / "net.onnx", tuple(images.shape[1:])
-            return export_onnx(model, path, size, dynamic_batch=True, images=images)
+            report = export_onnx(model, path, size, dynamic_batch=True, images=images)
     except ParityError as error:
         raise InputError(str(error)) from error
+    del report["path"]
+    return report
 
 
 def _data(args: argparse.Namespace, model: nn.Module, split: str):

@@ -86,8 +86,10 @@ def export_onnx(
         onnx.checker.check_model(proto, full_check=True)
         onnx.save(proto, temporary)
         engine = OnnxEngine(temporary)
-        parity = compare(graph, images, watch(model, images), observe(proto, spikes, engine, images))
-        parity.check(f"{str(path)!r} in onnxruntime")
+        run = observe(proto, spikes, engine, images)
+        parity = compare(graph, images, watch(model, images), run).check(f"{str(path)!r} in onnxruntime")
+        if calibration is not None:
+            kind += ", before its weights had 8 bits"
         report = make_report(
             graph, "onnx", path, parity, mode=mode, dynamic_batch=dynamic_batch, opset=opset,
             int8=calibration is not None, parity_images=kind,
@@ -98,8 +100,7 @@ def export_onnx(
         if calibration is not None:
             _quantise(temporary, calibration, engine.image_name, engine.batch)
             quantised = OnnxEngine(temporary)
-            same = quantised(images).argmax(1) == engine(images).argmax(1)
-            report["int8_same_top1"] = int(same.sum())
+            report |= _lost(run, observe(onnx.load(temporary), spikes, quantised, images))
             report["changed"].append("weights, and what enters convolutions and linear layers, have 8 bits")
             if accuracy:
                 report["accuracy"]["onnxruntime, int8"] = accuracy(quantised)
@@ -174,6 +175,19 @@ def observe(proto: Any, spikes: dict[str, list[str]], engine: OnnxEngine, images
         at = range(first, first + len(steps)) if len(steps) > 1 else range(first, len(parts[0]), len(names))
         by_layer[layer] = torch.stack([torch.cat([part[i] for part in parts]) for i in at])
     return Run(engine(images), by_layer, {})
+
+
+def _lost(before: Run, after: Run) -> dict[str, Any]:
+    """The part of the report that is about the 8 bits."""
+    differing = sum(int((after.spikes[name] != spikes).sum()) for name, spikes in before.spikes.items())
+    total = sum(spikes.numel() for spikes in before.spikes.values())
+    same = int((after.logits.argmax(1) == before.logits.argmax(1)).sum())
+    spikes = f"{differing:,} of {total:,} spikes are not those of before; " if total else ""
+    return {
+        "int8_differing": differing,
+        "int8_same_top1": same,
+        "summary": [f"int8        {spikes}same class as before for {same} of {len(before.logits)} images"],
+    }
 
 
 def _metadata(graph: Graph, mode: str) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class Parity:
         return self
 
     def to_dict(self) -> dict:
-        return asdict(self) | {"tie_tolerance": TIE, "logit_tolerance": LOGITS}
+        return asdict(self) | {"passed": self.passed, "tie_tolerance": TIE, "logit_tolerance": LOGITS}
 
 
 def images_or_noise(graph: Graph, images: torch.Tensor | None) -> tuple[torch.Tensor, str]:

@@ -169,7 +169,26 @@ def test_command_on_data_with_int8(tmp_path, capsys):
     proto = onnx.load(target)
     assert report["nodes"] == len(proto.graph.node)
     assert "DequantizeLinear" in {node.op_type for node in proto.graph.node}
-    assert "accuracy    onnxruntime, int8" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "accuracy    onnxruntime, int8" in said
+    assert "parity      8 real images, before its weights had 8 bits: 0 of" in said
+    assert f"int8        {report['int8_differing']:,} of " in said
+    assert f"same class as before for {report['int8_same_top1']} of 8 images" in said
+
+
+def test_the_spikes_that_8_bits_cost_are_counted(tmp_path, photos):
+    model = trained("snn_resnet20_t2", depths=(1,), channels=(8,)).eval()
+    export_onnx(model, tmp_path / "float.onnx", SIZE, images=photos)
+    report = export_onnx(model, tmp_path / "net.onnx", SIZE, images=photos, calibration=[photos])
+    float_file, int8_file = (onnx.load(tmp_path / name) for name in ("float.onnx", "net.onnx"))
+    names = {layer: [f"{layer}/t1/spikes", f"{layer}/t2/spikes"] for layer in watch(model, photos).spikes}
+    before, after = (
+        exporter.observe(proto, names, OnnxEngine(proto.SerializeToString()), photos).spikes
+        for proto in (float_file, int8_file)
+    )
+    differing = sum(int((before[name] != after[name]).sum()) for name in names)
+    assert report["int8_differing"] == differing > 0
+    assert report["parity"]["passed"] and report["parity"]["differing"] == report["parity"]["ties"]
 
 
 NET = "snn_resnet20_t1 --input-size 3 8 8"
