@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from snnzoo.errors import InputError
 from snnzoo.export.graph import Graph
 from snnzoo.export.interpret import Run, watch
-from snnzoo.export.parity import compare, images_or_noise
+from snnzoo.export.parity import compare, images_or_noise, same_top1
 from snnzoo.export.report import make_report, new_export, write_report
 from snnzoo.export.trace import float_copy, trace
 
@@ -181,7 +181,7 @@ def _lost(before: Run, after: Run) -> dict[str, Any]:
     """The part of the report that is about the 8 bits."""
     differing = sum(int((after.spikes[name] != spikes).sum()) for name, spikes in before.spikes.items())
     total = sum(spikes.numel() for spikes in before.spikes.values())
-    same = int((after.logits.argmax(1) == before.logits.argmax(1)).sum())
+    same = same_top1(after.logits, before.logits)
     spikes = f"{differing:,} of {total:,} spikes are not those of before; " if total else ""
     return {
         "int8_differing": differing,

@@ -116,8 +116,13 @@ def compare(graph: Graph, images: torch.Tensor, model: Run, engine: Run) -> Pari
         model_logits=model_logits,
         same_spikes=int(same.sum()),
         logits_of_same=_largest(apart),
-        same_top1=int((engine.logits.argmax(1) == model.logits.argmax(1)).sum()),
+        same_top1=same_top1(engine.logits, model.logits),
     )
+
+
+def same_top1(a: torch.Tensor, b: torch.Tensor) -> int:
+    """Of how many images the largest answer is the same one; without a classifier it may be a map's."""
+    return int((a.flatten(1).argmax(1) == b.flatten(1).argmax(1)).sum())
 
 
 def check_graph(graph: Graph, images: torch.Tensor, model: Run, what: str) -> None:

@@ -72,6 +72,17 @@ def test_every_family_on_photographs(tmp_path, photos, name, kwargs, mode):
     assert "layer1.0.conv1" in {node.name for node in proto.graph.node}
 
 
+@pytest.mark.parametrize("mode", ["unrolled", "stateful"])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_an_answer_of_spikes(tmp_path, photos, steps, mode):
+    """Of a network without pooling and classifier: its last layer is neurons, whose spikes are compared, too."""
+    model = trained("snn_resnet20_t1", num_steps=steps, **{**SMALL, "num_classes": 0}, global_pool="").eval()
+    report = export_onnx(model, tmp_path / "net.onnx", SIZE, mode=mode, images=photos)
+    assert report["parity"]["same_top1"] == 8
+    got = OnnxEngine(tmp_path / "net.onnx")(photos)
+    torch.testing.assert_close(got, model(photos).detach())
+
+
 @pytest.mark.parametrize("opset", [13, 17, 18, 21])
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_steps_and_opsets(tmp_path, photos, steps, opset):
