@@ -136,7 +136,7 @@ def _resources(args: argparse.Namespace) -> None:
 
 def _lava(args: argparse.Namespace) -> None:
     from snnzoo import data
-    from snnzoo.export.lava.export import export_lava
+    from snnzoo.export.lava.export import PREPARED, export_lava
 
     if not (args.data_dir or args.dataset):
         raise InputError("scales are chosen on images: give --data-dir")
@@ -145,7 +145,7 @@ def _lava(args: argparse.Namespace) -> None:
     model = make_model(args)
     options = _on_data(args, model)
     config = data.data_config({"input_size": args.input_size}, model, args.dataset)
-    preprocessing = {key: config[key] for key in ("mean", "std", "interpolation", "crop_pct")}
+    preprocessing = {key: config[key] for key in ("mean", "std", *PREPARED)}
     splits = [(args.calibration_split, args.calibration_images), (args.split, PARITY_IMAGES)]
     calibration, images = (_pixels(_data(args, model, split)[0], count) for split, count in splits)
     _export(
