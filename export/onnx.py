@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from snnzoo.errors import InputError
 from snnzoo.export.graph import Graph
 from snnzoo.export.interpret import Run, watch
-from snnzoo.export.parity import compare, images_or_noise, same_top1
+from snnzoo.export.parity import compare, float_images, images_or_noise, same_top1
 from snnzoo.export.report import make_report, new_export, write_report
 from snnzoo.export.trace import float_copy, trace
 
@@ -48,7 +48,7 @@ def export_onnx(
         dynamic_batch: leave B open; otherwise it is 1.
         opset: version of the operators.
         images: ``[B, C, H, W]`` to compare on; three of noise by default.
-        calibration: batches of images to quantise weights and what enters convolutions to 8 bits by; the float
+        calibration: batches of the same to quantise weights and what enters convolutions to 8 bits by; the float
             network is compared before.
         accuracy: top-1 in percent of a function from images to logits, for the report.
         labels: names of the classes, for the file's metadata.
@@ -57,8 +57,8 @@ def export_onnx(
         The report.
 
     Raises:
-        InputError: an option out of range, a model that has no graph, a path that cannot be written, or the extra
-            ``onnx`` is not installed.
+        InputError: an option out of range, images that do not fit, a model that has no graph, a path that cannot be
+            written, or the extra ``onnx`` is not installed.
         ParityError: onnxruntime computes something else than the model.
     """
     try:
@@ -81,6 +81,10 @@ def export_onnx(
         if labels:
             graph.metadata["labels"] = labels
         images, kind = images_or_noise(graph, images)
+        if calibration is not None:
+            calibration = [float_images(graph, batch, "calibration images") for batch in calibration]
+            if not calibration:
+                raise InputError("calibration must hold at least one batch of images, got none")
         proto, spikes = build(graph, mode, dynamic_batch, opset)
         onnx.helper.set_model_props(proto, {key: json.dumps(value) for key, value in _metadata(graph, mode).items()})
         onnx.checker.check_model(proto, full_check=True)

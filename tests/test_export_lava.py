@@ -308,6 +308,14 @@ def test_a_graph_that_is_not_the_models_leaves_no_file(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("images", [pixels(2, 16), torch.rand(2, 3, 8, 8), pixels(2, 8)[0], pixels(0, 8)])
+def test_images_to_compare_on_are_checked(tmp_path, images):
+    model = timm.create_model("snn_resnet20_t1", **SMALL)
+    with pytest.raises(InputError, match=r"images must be 8-bit pixels \(uint8\) of shape \[B, 3, 8, 8\], got "):
+        exporter.export_lava(model, tmp_path / "net.h5", pixels(2, 8), images=images)
+    assert not list(tmp_path.iterdir())
+
+
 # --- the file ---------------------------------------------------------------------------------------------------------
 
 

@@ -153,6 +153,14 @@ def test_a_graph_that_is_not_the_models_leaves_no_file(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_images_of_other_types(tmp_path):
+    model = trained("snn_resnet20_t2", **HARD)
+    report = export_nir(model, tmp_path / "net.nir", SIZE, images=torch.rand(2, *SIZE).double().requires_grad_())
+    assert report["parity"]["images"] == 2
+    with pytest.raises(InputError, match=r"images to compare on must be normalised.*got torch.uint8 \[2, 3, 16, 16\]"):
+        export_nir(model, tmp_path / "net.nir", SIZE, images=torch.zeros(2, *SIZE).byte())
+
+
 def test_files_that_are_not_ours(tmp_path):
     with pytest.raises(InputError, match="no NIR file at"):
         load(tmp_path / "none.nir")

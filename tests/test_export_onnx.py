@@ -244,12 +244,40 @@ def test_bad_input(tmp_path, monkeypatch, capsys, command, message):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "other.safetensors", "pipe", "reports.json"]
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 16, 16), (3, 8, 8), (2, 2, 3, 8, 8), (0, 3, 8, 8)])
-def test_images_that_do_not_fit(tmp_path, shape):
+@pytest.mark.parametrize(
+    ("images", "got"),
+    [
+        *(
+            (torch.zeros(shape), rf"torch\.float32 \[{shape[0]}, ")
+            for shape in [(2, 3, 16, 16), (3, 8, 8), (0, 3, 8, 8)]
+        ),
+        (torch.zeros(2, 2, 3, 8, 8), r"torch\.float32 \[2, 2, 3, 8, 8\]"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), r"torch\.uint8 \[2, 3, 8, 8\]"),
+        (np.zeros((2, 3, 8, 8), np.float32), "ndarray"),
+    ],
+)
+def test_images_that_do_not_fit(tmp_path, images, got):
     model = timm.create_model("snn_resnet20_t1", depths=(1,), channels=(4,))
-    with pytest.raises(InputError, match=r"images to compare on must be \[B, 3, 8, 8\] with B at least 1, got \["):
-        export_onnx(model, tmp_path / "net.onnx", (3, 8, 8), images=torch.zeros(shape))
+    must = rf" must be normalised, a tensor of real numbers \[B, 3, 8, 8\] with B at least 1, got {got}"
+    with pytest.raises(InputError, match="images to compare on" + must):
+        export_onnx(model, tmp_path / "net.onnx", (3, 8, 8), images=images)
+    with pytest.raises(InputError, match="calibration images" + must):
+        export_onnx(model, tmp_path / "net.onnx", (3, 8, 8), calibration=[torch.zeros(1, 3, 8, 8), images])
     assert not list(tmp_path.iterdir())
+
+
+def test_calibration_needs_images(tmp_path):
+    with pytest.raises(InputError, match="calibration must hold at least one batch of images, got none"):
+        export_onnx(timm.create_model("snn_resnet20_t1"), tmp_path / "net.onnx", (3, 8, 8), calibration=[])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("images", [torch.rand(2, *SIZE).double(), torch.rand(2, *SIZE, requires_grad=True),
+                                    torch.rand(2, *SIZE).half()])  # fmt: skip
+def test_images_of_other_types(tmp_path, images):
+    model = trained("snn_resnet20_t2", depths=(1,), channels=(4,))
+    report = export_onnx(model, tmp_path / "net.onnx", SIZE, images=images, calibration=[images])
+    assert report["parity"]["images"] == 2
 
 
 def test_missing_extra(monkeypatch, tmp_path):

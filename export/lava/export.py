@@ -13,7 +13,7 @@ from snnzoo.errors import InputError
 from snnzoo.export.interpret import interpret, watch
 from snnzoo.export.lava.interpreter import need_h5py
 from snnzoo.export.lava.quantization import Quantized, quantize
-from snnzoo.export.lava.reference import IntegerRun, simulate_integer
+from snnzoo.export.lava.reference import IntegerRun, check_pixels, simulate_integer
 from snnzoo.export.lava.simulator.network import CURRENT, LoihiNetwork, load, save
 from snnzoo.export.parity import check_graph
 from snnzoo.export.report import make_report, new_export, write_report
@@ -67,6 +67,7 @@ def export_lava(
         save(quantized.network, temporary)
         network = load(temporary)
         images = calibration if images is None else images
+        check_pixels(network, images)
         normalised = normalise(network, images)
         check_graph(graph, normalised, watch(model, normalised), repr(str(path)))
         run = simulate_integer(network, images)
