@@ -197,9 +197,10 @@ def _lost(before: Run, after: Run) -> dict[str, Any]:
 def _metadata(graph: Graph, mode: str) -> dict[str, Any]:
     metadata = {"model": graph.name, "mode": mode, "num_steps": graph.num_steps, "input_size": graph.input.shape}
     metadata |= graph.metadata
-    if graph.lifs:
-        neuron = graph.lifs[0].params
-        metadata |= {"decay": neuron.decay, "threshold": neuron.threshold, "reset": neuron.reset}
+    for key in ("decay", "threshold", "reset"):
+        values = {getattr(node.params, key) for node in graph.lifs}
+        if len(values) == 1:  # neurons that differ have none in common
+            metadata[key] = values.pop()
     return metadata
 
 

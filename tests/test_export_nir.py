@@ -1,6 +1,7 @@
 """NIR files: read back by ourselves in a fresh process, and run by other frameworks."""
 
 import copy
+import dataclasses
 import json
 import subprocess
 import sys
@@ -119,6 +120,21 @@ def test_refusals_name_the_node(tmp_path, name, kwargs, target, message):
     model = timm.create_model(name, **SMALL, **kwargs)
     with pytest.raises(InputError, match=message):
         export_nir(model, tmp_path / "net.nir", (3, 32, 32), target=target)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("target", ["any", "snntorch", "norse", "spikingjelly"])
+@pytest.mark.parametrize("first", ["hard", "soft"])
+def test_neurons_of_both_resets_are_refused(tmp_path, first, target):
+    """Each importer is told one reset for all, or knows one."""
+    model = trained("snn_resnet20_t2", reset=first, **SMALL)
+    other = {"hard": "soft", "soft": "hard"}[first]
+    model.layer1[0].act1.params = dataclasses.replace(model.act1.params, reset=other)
+    why = rf"layer1\.0\.act1 \(lif\): reset='{other}': act1 has another one, and importers take one for all neurons"
+    if target in ("any", "snntorch"):
+        why = r"\(lif\): reset='soft': .* to zero.*; train with reset='hard'"
+    with pytest.raises(InputError, match=why):
+        export_nir(model, tmp_path / "net.nir", SIZE, target=target)
     assert not list(tmp_path.iterdir())
 
 

@@ -1,6 +1,7 @@
 """ONNX files, run by onnxruntime."""
 
 import copy
+import dataclasses
 import json
 import os
 import re
@@ -126,6 +127,16 @@ def test_metadata_and_report(tmp_path):
     text = (tmp_path / "net.onnx.txt").read_text()
     assert "parity      3 images of noise" in text
     assert "layer1.0.conv2" in text
+
+
+def test_metadata_of_neurons_that_differ(tmp_path):
+    model = trained("snn_resnet20_t2", depths=(1,), channels=(4,), decay=0.3)
+    model.act1.params = dataclasses.replace(model.act1.params, decay=0.6, reset="hard")
+    report = export_onnx(model, tmp_path / "net.onnx", (3, 8, 8))
+    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert "decay" not in metadata and "reset" not in metadata and json.loads(metadata["threshold"]) == 1.0
+    assert [neuron["decay"] for neuron in report["neurons"]] == [0.3, 0.6]
 
 
 def test_a_difference_leaves_no_file(tmp_path, monkeypatch, capsys):
