@@ -38,7 +38,7 @@ def add_commands(targets: argparse._SubParsersAction) -> None:
     onnx.add_argument("--dynamic-batch", action="store_true", help="any number of images at once (default: 1)")
     onnx.add_argument("--opset", type=int, metavar="N", help="version of ONNX's operators (default: 18)")
     onnx.add_argument("--int8", action="store_true", help="8-bit weights and inputs, calibrated on --calibration-split")
-    onnx.add_argument("--calibration-split", default="train", metavar="NAME", help="(default: %(default)s)")
+    onnx.add_argument("--calibration-split", metavar="NAME", help="(default: train)")
     onnx.set_defaults(command=_onnx)
 
     nir = targets.add_parser("nir", help="NIR: for other simulators of spiking networks")
@@ -101,12 +101,14 @@ def _graph(args: argparse.Namespace) -> None:
 def _onnx(args: argparse.Namespace) -> None:
     from snnzoo.export.onnx import DEFAULT_OPSET, export_onnx
 
+    if args.calibration_split and not args.int8:
+        raise InputError("--calibration-split does nothing without --int8")
     model = make_model(args)
     options = _on_data(args, model)
     if args.int8:
         if not (args.data_dir or args.dataset):
             raise InputError("--int8 needs images to calibrate on: give --data-dir")
-        options["calibration"] = _spread(*_data(args, model, args.calibration_split), CALIBRATION_IMAGES)
+        options["calibration"] = _spread(*_data(args, model, args.calibration_split or "train"), CALIBRATION_IMAGES)
     _export(
         partial(
             export_onnx, model, args.output, args.input_size, mode=args.mode, dynamic_batch=args.dynamic_batch,
