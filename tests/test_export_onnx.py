@@ -5,7 +5,10 @@ import dataclasses
 import json
 import os
 import re
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -211,6 +214,20 @@ def test_the_spikes_that_8_bits_cost_are_counted(tmp_path, photos):
     differing = sum(int((before[name] != after[name]).sum()) for name in names)
     assert report["int8_differing"] == differing > 0
     assert report["parity"]["passed"] and report["parity"]["differing"] == report["parity"]["ties"]
+
+
+def test_sigterm_leaves_nothing(tmp_path):
+    command = f"-m snnzoo.cli export onnx snn_resnet20_t4 -o {tmp_path}/new/net.onnx".split()
+    process = subprocess.Popen([sys.executable, *command])
+    try:
+        while not list(tmp_path.glob("new/.net.onnx.*.tmp")):  # it has begun
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+    assert not list(tmp_path.iterdir())
 
 
 NET = "snn_resnet20_t1 --input-size 3 8 8"
