@@ -317,9 +317,8 @@ def load(path: str | Path) -> Graph:
     except Exception as error:  # h5py and nir have many ways
         raise InputError(f"{str(path)!r} cannot be read as NIR: {error}") from error
     try:
-        order = _text(read.metadata["nodes"]).split("\n")
         nodes: list[Node] = []
-        for name in order:
+        for name in order(read):
             inputs = tuple(a for a, b in read.edges if b == name)
             node = read.nodes[name]
             while len(inputs) > 1 and not isinstance(node, nir.Input):
@@ -336,6 +335,11 @@ def load(path: str | Path) -> Graph:
         )  # fmt: skip
     except KeyError as error:
         raise InputError(f"{str(path)!r} was not written by snnzoo: its metadata lacks {error}") from error
+
+
+def order(read) -> list[str]:
+    """The names of a file's nodes, each behind those that it reads."""
+    return _text(read.metadata["nodes"]).split("\n")
 
 
 def _text(value: bytes | str) -> str:
