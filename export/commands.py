@@ -38,7 +38,7 @@ def add_commands(targets: argparse._SubParsersAction) -> None:
     onnx.add_argument("--dynamic-batch", action="store_true", help="any number of images at once (default: 1)")
     onnx.add_argument("--opset", type=int, metavar="N", help="version of ONNX's operators (default: 18)")
     onnx.add_argument("--int8", action="store_true", help="8-bit weights and inputs, calibrated on --calibration-split")
-    onnx.add_argument("--calibration-split", default="train", metavar="NAME", help="(default: %(default)s)")
+    onnx.add_argument("--calibration-split", metavar="NAME", help="(default: train)")
     onnx.set_defaults(command=_onnx)
 
     nir = targets.add_parser("nir", help="NIR: for other simulators of spiking networks")
@@ -101,12 +101,14 @@ def _graph(args: argparse.Namespace) -> None:
 def _onnx(args: argparse.Namespace) -> None:
     from snnzoo.export.onnx import DEFAULT_OPSET, export_onnx
 
+    if args.calibration_split and not args.int8:
+        raise InputError("--calibration-split does nothing without --int8")
     model = make_model(args)
     options = _on_data(args, model)
     if args.int8:
         if not (args.data_dir or args.dataset):
             raise InputError("--int8 needs images to calibrate on: give --data-dir")
-        options["calibration"] = _spread(*_data(args, model, args.calibration_split), CALIBRATION_IMAGES)
+        options["calibration"] = _spread(*_data(args, model, args.calibration_split or "train"), CALIBRATION_IMAGES)
     _export(
         partial(
             export_onnx, model, args.output, args.input_size, mode=args.mode, dynamic_batch=args.dynamic_batch,
@@ -136,7 +138,7 @@ def _resources(args: argparse.Namespace) -> None:
 
 def _lava(args: argparse.Namespace) -> None:
     from snnzoo import data
-    from snnzoo.export.lava.export import export_lava
+    from snnzoo.export.lava.export import PREPARED, export_lava
 
     if not (args.data_dir or args.dataset):
         raise InputError("scales are chosen on images: give --data-dir")
@@ -145,7 +147,7 @@ def _lava(args: argparse.Namespace) -> None:
     model = make_model(args)
     options = _on_data(args, model)
     config = data.data_config({"input_size": args.input_size}, model, args.dataset)
-    preprocessing = {key: config[key] for key in ("mean", "std", "interpolation", "crop_pct")}
+    preprocessing = {key: config[key] for key in ("mean", "std", *PREPARED)}
     splits = [(args.calibration_split, args.calibration_images), (args.split, PARITY_IMAGES)]
     calibration, images = (_pixels(_data(args, model, split)[0], count) for split, count in splits)
     _export(
@@ -205,9 +207,11 @@ def onnx_parity(model: nn.Module, images: Tensor) -> dict:
     try:
         with tempfile.TemporaryDirectory() as folder:
             path, size = Path(folder) / "net.onnx", tuple(images.shape[1:])
-            return export_onnx(model, path, size, dynamic_batch=True, images=images)
+            report = export_onnx(model, path, size, dynamic_batch=True, images=images)
     except ParityError as error:
         raise InputError(str(error)) from error
+    del report["path"]
+    return report
 
 
 def _data(args: argparse.Namespace, model: nn.Module, split: str):

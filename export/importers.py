@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from snnzoo.errors import InputError
 from snnzoo.export.graph import Graph
 from snnzoo.export.interpret import Run, watch
-from snnzoo.export.nir import DT, _nir, refusals, to_nir
+from snnzoo.export.nir import DT, _nir, order, refusals, to_nir
 from snnzoo.export.parity import compare
 from snnzoo.export.trace import trace
 from snnzoo.files import write_atomically
@@ -43,8 +43,8 @@ def _norse(read, reset: str) -> nn.Module:
 def _norse_in_order(read, reset: str) -> nn.Module:
     """norse runs nodes depth first, a join before its second branch: here, in an order that the graph allows."""
     net = _norse(read, reset)
-    order = [_plain(name) for name in _order(read)]
-    net.execution_order.sort(key=lambda node: order.index(_plain(node.name)))
+    names = [_plain(name) for name in order(read)]
+    net.execution_order.sort(key=lambda node: names.index(_plain(node.name)))
     return net
 
 
@@ -67,11 +67,6 @@ IMPORTERS: dict[str, tuple[str, Callable]] = {
     "norse, in order": ("norse", _norse_in_order),
     "spikingjelly": ("spikingjelly", _spikingjelly),
 }
-
-
-def _order(read) -> list[str]:
-    nodes = read.metadata["nodes"]
-    return (nodes.decode() if isinstance(nodes, bytes) else nodes).split("\n")
 
 
 def _plain(name: str) -> str:

@@ -121,9 +121,9 @@ def export_nir(
         images, kind = images_or_noise(graph, images)
         run = interpret(loaded, images)
         parity = compare(graph, images, watch(model, images), run).check(f"{str(path)!r}, read back,")
-        neuron = graph.lifs[0].params
+        call = getattr(TARGETS[target], graph.lifs[0].params.reset)  # all have the same
         report = make_report(
-            graph, "nir", path, parity, importer=target, call=getattr(TARGETS[target], neuron.reset), dt=DT,
+            graph, "nir", path, parity, importer=target, call=call, dt=DT,
             parity_images=kind, versions={"nir": nir.version},
         )  # fmt: skip
         report["changed"] += _changes(graph)
@@ -150,12 +150,15 @@ def refusals(graph: Graph, target: str) -> list[str]:
     soft = [] if importer.soft else [name for name in TARGETS if TARGETS[name].soft and not refusals(graph, name)]
     instead = f"exact with --target {', '.join(soft)}, or train" if soft else "train"
     reasons: dict[tuple[str, str], list[str]] = {}
+    first = graph.lifs[0] if graph.lifs else None
     for node in graph:
         why = ""
         if isinstance(node, LIF):
             p = node.params
             if p.reset == "soft" and importer.soft is None:
                 why = f"reset='soft': {importer.why_not}; {instead} with reset='hard'"
+            elif p.reset != first.params.reset:
+                why = f"reset={p.reset!r}: {first.name} has another one, and importers take one for all neurons"
             elif p.decay == 1:
                 why = "decay=1: a neuron without leak has no time constant that importers agree on"
             elif p.decay < importer.smallest_decay:
@@ -314,9 +317,8 @@ def load(path: str | Path) -> Graph:
     except Exception as error:  # h5py and nir have many ways
         raise InputError(f"{str(path)!r} cannot be read as NIR: {error}") from error
     try:
-        order = _text(read.metadata["nodes"]).split("\n")
         nodes: list[Node] = []
-        for name in order:
+        for name in order(read):
             inputs = tuple(a for a, b in read.edges if b == name)
             node = read.nodes[name]
             while len(inputs) > 1 and not isinstance(node, nir.Input):
@@ -333,6 +335,11 @@ def load(path: str | Path) -> Graph:
         )  # fmt: skip
     except KeyError as error:
         raise InputError(f"{str(path)!r} was not written by snnzoo: its metadata lacks {error}") from error
+
+
+def order(read) -> list[str]:
+    """The names of a file's nodes, each behind those that it reads."""
+    return _text(read.metadata["nodes"]).split("\n")
 
 
 def _text(value: bytes | str) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from snnzoo.errors import InputError
 from snnzoo.export.graph import Graph
 from snnzoo.export.interpret import Run, watch
-from snnzoo.export.parity import compare, images_or_noise
+from snnzoo.export.parity import compare, float_images, images_or_noise, same_top1
 from snnzoo.export.report import make_report, new_export, write_report
 from snnzoo.export.trace import float_copy, trace
 
@@ -48,7 +48,7 @@ def export_onnx(
         dynamic_batch: leave B open; otherwise it is 1.
         opset: version of the operators.
         images: ``[B, C, H, W]`` to compare on; three of noise by default.
-        calibration: batches of images to quantise weights and what enters convolutions to 8 bits by; the float
+        calibration: batches of the same to quantise weights and what enters convolutions to 8 bits by; the float
             network is compared before.
         accuracy: top-1 in percent of a function from images to logits, for the report.
         labels: names of the classes, for the file's metadata.
@@ -57,8 +57,8 @@ def export_onnx(
         The report.
 
     Raises:
-        InputError: an option out of range, a model that has no graph, a path that cannot be written, or the extra
-            ``onnx`` is not installed.
+        InputError: an option out of range, images that do not fit, a model that has no graph, a path that cannot be
+            written, or the extra ``onnx`` is not installed.
         ParityError: onnxruntime computes something else than the model.
     """
     try:
@@ -81,13 +81,19 @@ def export_onnx(
         if labels:
             graph.metadata["labels"] = labels
         images, kind = images_or_noise(graph, images)
+        if calibration is not None:
+            calibration = [float_images(graph, batch, "calibration images") for batch in calibration]
+            if not calibration:
+                raise InputError("calibration must hold at least one batch of images, got none")
         proto, spikes = build(graph, mode, dynamic_batch, opset)
         onnx.helper.set_model_props(proto, {key: json.dumps(value) for key, value in _metadata(graph, mode).items()})
         onnx.checker.check_model(proto, full_check=True)
         onnx.save(proto, temporary)
         engine = OnnxEngine(temporary)
-        parity = compare(graph, images, watch(model, images), observe(proto, spikes, engine, images))
-        parity.check(f"{str(path)!r} in onnxruntime")
+        run = observe(proto, spikes, engine, images)
+        parity = compare(graph, images, watch(model, images), run).check(f"{str(path)!r} in onnxruntime")
+        if calibration is not None:
+            kind += ", before its weights had 8 bits"
         report = make_report(
             graph, "onnx", path, parity, mode=mode, dynamic_batch=dynamic_batch, opset=opset,
             int8=calibration is not None, parity_images=kind,
@@ -98,8 +104,7 @@ def export_onnx(
         if calibration is not None:
             _quantise(temporary, calibration, engine.image_name, engine.batch)
             quantised = OnnxEngine(temporary)
-            same = quantised(images).argmax(1) == engine(images).argmax(1)
-            report["int8_same_top1"] = int(same.sum())
+            report |= _lost(run, observe(onnx.load(temporary), spikes, quantised, images))
             report["changed"].append("weights, and what enters convolutions and linear layers, have 8 bits")
             if accuracy:
                 report["accuracy"]["onnxruntime, int8"] = accuracy(quantised)
@@ -176,12 +181,26 @@ def observe(proto: Any, spikes: dict[str, list[str]], engine: OnnxEngine, images
     return Run(engine(images), by_layer, {})
 
 
+def _lost(before: Run, after: Run) -> dict[str, Any]:
+    """The part of the report that is about the 8 bits."""
+    differing = sum(int((after.spikes[name] != spikes).sum()) for name, spikes in before.spikes.items())
+    total = sum(spikes.numel() for spikes in before.spikes.values())
+    same = same_top1(after.logits, before.logits)
+    spikes = f"{differing:,} of {total:,} spikes are not those of before; " if total else ""
+    return {
+        "int8_differing": differing,
+        "int8_same_top1": same,
+        "summary": [f"int8        {spikes}same class as before for {same} of {len(before.logits)} images"],
+    }
+
+
 def _metadata(graph: Graph, mode: str) -> dict[str, Any]:
     metadata = {"model": graph.name, "mode": mode, "num_steps": graph.num_steps, "input_size": graph.input.shape}
     metadata |= graph.metadata
-    if graph.lifs:
-        neuron = graph.lifs[0].params
-        metadata |= {"decay": neuron.decay, "threshold": neuron.threshold, "reset": neuron.reset}
+    for key in ("decay", "threshold", "reset"):
+        values = {getattr(node.params, key) for node in graph.lifs}
+        if len(values) == 1:  # neurons that differ have none in common
+            metadata[key] = values.pop()
     return metadata
 
 

@@ -124,9 +124,10 @@ class _Builder:
             self.values[node.name] = _Value(mean, constant=True)
 
     def answer(self, node: Output) -> None:
-        """The last tensor, renamed where nothing else reads it."""
+        """The last tensor, renamed where nothing else reads it and it is not a layer's spikes."""
         last = self.stack(node.inputs[0])
-        if self.nodes[-1].output[0] == last and len(self.graph.readers(node.inputs[0])) == 1:
+        spikes = any(last in steps for steps in self.spikes.values())
+        if self.nodes[-1].output[0] == last and len(self.graph.readers(node.inputs[0])) == 1 and not spikes:
             self.nodes[-1].output[0] = node.name
         else:
             self.op("Identity", [last], node.name)
@@ -134,22 +135,15 @@ class _Builder:
     def one(self, node: Node) -> str:
         """A node that treats each step alike."""
         x, name = self.stack(node.inputs[0]), node.name
+        if isinstance(node, (Conv, Linear)):
+            parts = {f"{name}.weight": node.weight, f"{name}.bias": node.bias}
+            inputs = [x, *(self.weight(part, tensor.numpy()) for part, tensor in parts.items())]
         if isinstance(node, Conv):
-            inputs = [
-                x,
-                self.weight(f"{name}.weight", node.weight.numpy()),
-                self.weight(f"{name}.bias", node.bias.numpy()),
-            ]
             return self.op(
                 "Conv", inputs, name, kernel_shape=node.weight.shape[2:], strides=node.stride,
                 pads=node.padding * 2, dilations=node.dilation, group=node.groups,
             )  # fmt: skip
         if isinstance(node, Linear):
-            inputs = [
-                x,
-                self.weight(f"{name}.weight", node.weight.numpy()),
-                self.weight(f"{name}.bias", node.bias.numpy()),
-            ]
             return self.op("Gemm", inputs, name, transB=1)
         if isinstance(node, ReLU):
             return self.op("Relu", [x], name)

@@ -70,7 +70,7 @@ class Parity:
         return self
 
     def to_dict(self) -> dict:
-        return asdict(self) | {"tie_tolerance": TIE, "logit_tolerance": LOGITS}
+        return asdict(self) | {"passed": self.passed, "tie_tolerance": TIE, "logit_tolerance": LOGITS}
 
 
 def images_or_noise(graph: Graph, images: torch.Tensor | None) -> tuple[torch.Tensor, str]:
@@ -80,13 +80,24 @@ def images_or_noise(graph: Graph, images: torch.Tensor | None) -> tuple[torch.Te
         InputError: images that the graph does not take, or none at all.
     """
     if images is not None:
-        if images.ndim != 4 or images.shape[1:] != graph.input.shape or not len(images):
-            raise InputError(
-                f"images to compare on must be [B, {', '.join(map(str, graph.input.shape))}] with B at least 1, got "
-                f"{list(images.shape)}"
-            )
-        return images, "real images"
+        return float_images(graph, images, "images to compare on"), "real images"
     return torch.randn(3, *graph.input.shape, generator=torch.Generator().manual_seed(0)), "images of noise"
+
+
+def float_images(graph: Graph, images: torch.Tensor, what: str) -> torch.Tensor:
+    """Images as engines take them: float32, on the CPU, without a gradient.
+
+    Raises:
+        InputError: images that the graph does not take, or 8-bit ones; they are called ``what``.
+    """
+    shape, tensor = graph.input.shape, isinstance(images, torch.Tensor)
+    if not (tensor and images.is_floating_point() and images.shape[1:] == shape and len(images)):
+        got = f"{images.dtype} {list(images.shape)}" if tensor else type(images).__name__
+        raise InputError(
+            f"{what} must be normalised, a tensor of real numbers [B, {', '.join(map(str, shape))}] with B at least 1, "
+            f"got {got}"
+        )
+    return images.detach().cpu().float()
 
 
 def compare(graph: Graph, images: torch.Tensor, model: Run, engine: Run) -> Parity:
@@ -116,8 +127,13 @@ def compare(graph: Graph, images: torch.Tensor, model: Run, engine: Run) -> Pari
         model_logits=model_logits,
         same_spikes=int(same.sum()),
         logits_of_same=_largest(apart),
-        same_top1=int((engine.logits.argmax(1) == model.logits.argmax(1)).sum()),
+        same_top1=same_top1(engine.logits, model.logits),
     )
+
+
+def same_top1(a: torch.Tensor, b: torch.Tensor) -> int:
+    """Of how many images the largest answer is the same one; without a classifier it may be a map's."""
+    return int((a.flatten(1).argmax(1) == b.flatten(1).argmax(1)).sum())
 
 
 def check_graph(graph: Graph, images: torch.Tensor, model: Run, what: str) -> None:

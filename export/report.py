@@ -96,9 +96,5 @@ def as_text(report: dict[str, Any]) -> str:
         lines += [f"firing rate {100 * parity['spikes'] / parity['neuron_steps']:.2f} % of neurons at a step"]
     lines += report.get("summary", [])
     for name, accuracy in report.get("accuracy", {}).items():
-        lines += [
-            f"accuracy    {name}: {accuracy:.2f} %"
-            if isinstance(accuracy, float)
-            else f"            {name}: {accuracy}"
-        ]
+        lines += [f"accuracy    {name}: {accuracy:.2f} %"]
     return "\n".join(lines) + "\n"

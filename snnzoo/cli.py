@@ -1,8 +1,11 @@
 """The ``snnzoo`` command."""
 
 import argparse
+import contextlib
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,10 +148,29 @@ def _list(args: argparse.Namespace) -> None:
         print(f"{model.name:<34}{model.weights}".rstrip())
 
 
+@contextlib.contextmanager
+def _tidy_on_sigterm() -> Iterator[None]:
+    """SIGTERM ends the block as an error does, so that half-written files go; status 143, as shells have it."""
+
+    def end(signum, frame):
+        raise SystemExit(128 + signum)
+
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # whoever calls us has other plans
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console command."""
     args = make_parser().parse_args(argv)
-    run(lambda: args.command(args), "snnzoo")
+    with _tidy_on_sigterm():
+        run(lambda: args.command(args), "snnzoo")
 
 
 if __name__ == "__main__":

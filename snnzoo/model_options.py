@@ -45,6 +45,10 @@ def make_model(args: argparse.Namespace) -> nn.Module:
     """
     if args.input_size and min(args.input_size) < 1:
         raise InputError(f"--input-size must be at least 1 1 1, got {' '.join(map(str, args.input_size))}")
+    for option, least in (("in_chans", 1), ("num_classes", 0)):
+        value = getattr(args, option)
+        if value is not None and value < least:
+            raise InputError(f"--{option.replace('_', '-')} must be at least {least}, got {value}")
     return create_model(
         args.model,
         args.checkpoint,

@@ -40,7 +40,6 @@ def parity(images: Tensor) -> dict:
         parity = compare(network.graph, images, expected, run)  # the model's decay is another, by SLAYER's grid
         result[name] = {
             **parity.to_dict(),
-            "passed": parity.passed,
             "from_graph": differing(run, expected),
             "from_model": differing(run, watch(model, images)),
             "silent": [layer for layer, spikes in run.spikes.items() if not 0 < float(spikes.mean()) < 1],

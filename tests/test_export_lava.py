@@ -13,6 +13,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from timm.data import create_transform
 
 from snnzoo import InputError, LIFParams, cli
 from snnzoo.export import graph as g
@@ -307,6 +308,14 @@ def test_a_graph_that_is_not_the_models_leaves_no_file(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("images", [pixels(2, 16), torch.rand(2, 3, 8, 8), pixels(2, 8)[0], pixels(0, 8)])
+def test_images_to_compare_on_are_checked(tmp_path, images):
+    model = timm.create_model("snn_resnet20_t1", **SMALL)
+    with pytest.raises(InputError, match=r"images must be 8-bit pixels \(uint8\) of shape \[B, 3, 8, 8\], got "):
+        exporter.export_lava(model, tmp_path / "net.h5", pixels(2, 8), images=images)
+    assert not list(tmp_path.iterdir())
+
+
 # --- the file ---------------------------------------------------------------------------------------------------------
 
 
@@ -530,6 +539,35 @@ def test_mismatch_is_an_error(monkeypatch, tmp_path):
         MismatchError, match=r"fires otherwise than predicted in logits \(1\); first logits: image 0, step 0"
     ):
         simulate(tmp_path / "net.h5", images)
+
+
+@pytest.mark.parametrize("crop_mode", ["squash", "border", "center"])
+def test_images_are_prepared_as_those_of_the_export(tmp_path, capsys, crop_mode):
+    for label in "ab":  # not square, so that it matters what becomes of the corners
+        (tmp_path / "data/validation" / label).mkdir(parents=True)
+        noise = np.random.default_rng(ord(label)).integers(0, 255, (12, 30, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / "data/validation" / label / "image.png")
+    settings = f"pretrained_cfg_overlay={dict(crop_mode=crop_mode, crop_pct=0.9)}".replace(" ", "")
+    cli.main(
+        f"export lava snn_resnet20_t1 --input-size 3 8 8 --model-kwargs depths=(1,) channels=(4,) {settings} "
+        f"--data-dir {tmp_path}/data --calibration-split validation -o {tmp_path}/net.h5".split()
+    )
+    network = open_network(tmp_path / "net.h5")
+    prepared, files = exporter.read_images(network, [tmp_path / "data"], 2)
+    transform = create_transform((3, 8, 8), use_prefetcher=True, crop_mode=crop_mode, crop_pct=0.9,
+                                 interpolation=network.metadata["interpolation"])  # fmt: skip
+    for pixels, file in zip(prepared, files, strict=True):
+        assert np.array_equal(pixels, transform(Image.open(file)))
+
+
+def test_image_files_have_1_or_3_channels(tmp_path, capsys):
+    network = quantize(timm.create_model("snn_resnet20_t1", **SMALL, in_chans=4), torch.zeros(1, 4, 8, 8).byte())
+    save(network.network, tmp_path / "net.h5")
+    Image.new("RGBA", (8, 8)).save(tmp_path / "image.png")
+    with pytest.raises(SystemExit):
+        cli.main(["simulate", str(tmp_path / "net.h5"), "--images", str(tmp_path / "image.png")])
+    error = capsys.readouterr().err
+    assert "takes images of 4 channels, image files have 1 or 3: give pixels to snnzoo.export.lava.simulate" in error
 
 
 def test_answers_without_a_name_are_numbers(monkeypatch, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """NIR files: read back by ourselves in a fresh process, and run by other frameworks."""
 
 import copy
+import dataclasses
 import json
 import subprocess
 import sys
@@ -122,6 +123,21 @@ def test_refusals_name_the_node(tmp_path, name, kwargs, target, message):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("target", ["any", "snntorch", "norse", "spikingjelly"])
+@pytest.mark.parametrize("first", ["hard", "soft"])
+def test_neurons_of_both_resets_are_refused(tmp_path, first, target):
+    """Each importer is told one reset for all, or knows one."""
+    model = trained("snn_resnet20_t2", reset=first, **SMALL)
+    other = {"hard": "soft", "soft": "hard"}[first]
+    model.layer1[0].act1.params = dataclasses.replace(model.act1.params, reset=other)
+    why = rf"layer1\.0\.act1 \(lif\): reset='{other}': act1 has another one, and importers take one for all neurons"
+    if target in ("any", "snntorch"):
+        why = r"\(lif\): reset='soft': .* to zero.*; train with reset='hard'"
+    with pytest.raises(InputError, match=why):
+        export_nir(model, tmp_path / "net.nir", SIZE, target=target)
+    assert not list(tmp_path.iterdir())
+
+
 def test_grouped_convolutions_are_refused(tmp_path):
     model = trained("snn_resnet20_t2", **HARD)
     model.layer1[0].conv1 = Conv2d(8, 8, 3, padding=1, groups=4, bias=False)
@@ -151,6 +167,14 @@ def test_a_graph_that_is_not_the_models_leaves_no_file(tmp_path, monkeypatch):
     with pytest.raises(ParityError, match="the graph behind .*, read back, is not what the model computes"):
         export_nir(trained("snn_resnet20_t2", **HARD), tmp_path / "net.nir", SIZE)
     assert not list(tmp_path.iterdir())
+
+
+def test_images_of_other_types(tmp_path):
+    model = trained("snn_resnet20_t2", **HARD)
+    report = export_nir(model, tmp_path / "net.nir", SIZE, images=torch.rand(2, *SIZE).double().requires_grad_())
+    assert report["parity"]["images"] == 2
+    with pytest.raises(InputError, match=r"images to compare on must be normalised.*got torch.uint8 \[2, 3, 16, 16\]"):
+        export_nir(model, tmp_path / "net.nir", SIZE, images=torch.zeros(2, *SIZE).byte())
 
 
 def test_files_that_are_not_ours(tmp_path):

@@ -1,10 +1,14 @@
 """ONNX files, run by onnxruntime."""
 
 import copy
+import dataclasses
 import json
 import os
 import re
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +76,17 @@ def test_every_family_on_photographs(tmp_path, photos, name, kwargs, mode):
     assert "layer1.0.conv1" in {node.name for node in proto.graph.node}
 
 
+@pytest.mark.parametrize("mode", ["unrolled", "stateful"])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_an_answer_of_spikes(tmp_path, photos, steps, mode):
+    """Of a network without pooling and classifier: its last layer is neurons, whose spikes are compared, too."""
+    model = trained("snn_resnet20_t1", num_steps=steps, **{**SMALL, "num_classes": 0}, global_pool="").eval()
+    report = export_onnx(model, tmp_path / "net.onnx", SIZE, mode=mode, images=photos)
+    assert report["parity"]["same_top1"] == 8
+    got = OnnxEngine(tmp_path / "net.onnx")(photos)
+    torch.testing.assert_close(got, model(photos).detach())
+
+
 @pytest.mark.parametrize("opset", [13, 17, 18, 21])
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_steps_and_opsets(tmp_path, photos, steps, opset):
@@ -115,6 +130,16 @@ def test_metadata_and_report(tmp_path):
     text = (tmp_path / "net.onnx.txt").read_text()
     assert "parity      3 images of noise" in text
     assert "layer1.0.conv2" in text
+
+
+def test_metadata_of_neurons_that_differ(tmp_path):
+    model = trained("snn_resnet20_t2", depths=(1,), channels=(4,), decay=0.3)
+    model.act1.params = dataclasses.replace(model.act1.params, decay=0.6, reset="hard")
+    report = export_onnx(model, tmp_path / "net.onnx", (3, 8, 8))
+    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert "decay" not in metadata and "reset" not in metadata and json.loads(metadata["threshold"]) == 1.0
+    assert [neuron["decay"] for neuron in report["neurons"]] == [0.3, 0.6]
 
 
 def test_a_difference_leaves_no_file(tmp_path, monkeypatch, capsys):
@@ -169,7 +194,40 @@ def test_command_on_data_with_int8(tmp_path, capsys):
     proto = onnx.load(target)
     assert report["nodes"] == len(proto.graph.node)
     assert "DequantizeLinear" in {node.op_type for node in proto.graph.node}
-    assert "accuracy    onnxruntime, int8" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "accuracy    onnxruntime, int8" in said
+    assert "parity      8 real images, before its weights had 8 bits: 0 of" in said
+    assert f"int8        {report['int8_differing']:,} of " in said
+    assert f"same class as before for {report['int8_same_top1']} of 8 images" in said
+
+
+def test_the_spikes_that_8_bits_cost_are_counted(tmp_path, photos):
+    model = trained("snn_resnet20_t2", depths=(1,), channels=(8,)).eval()
+    export_onnx(model, tmp_path / "float.onnx", SIZE, images=photos)
+    report = export_onnx(model, tmp_path / "net.onnx", SIZE, images=photos, calibration=[photos])
+    float_file, int8_file = (onnx.load(tmp_path / name) for name in ("float.onnx", "net.onnx"))
+    names = {layer: [f"{layer}/t1/spikes", f"{layer}/t2/spikes"] for layer in watch(model, photos).spikes}
+    before, after = (
+        exporter.observe(proto, names, OnnxEngine(proto.SerializeToString()), photos).spikes
+        for proto in (float_file, int8_file)
+    )
+    differing = sum(int((before[name] != after[name]).sum()) for name in names)
+    assert report["int8_differing"] == differing > 0
+    assert report["parity"]["passed"] and report["parity"]["differing"] == report["parity"]["ties"]
+
+
+def test_sigterm_leaves_nothing(tmp_path):
+    command = f"-m snnzoo.cli export onnx snn_resnet20_t4 -o {tmp_path}/new/net.onnx".split()
+    process = subprocess.Popen([sys.executable, *command])
+    try:
+        while not list(tmp_path.glob("new/.net.onnx.*.tmp")):  # it has begun
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+    assert not list(tmp_path.iterdir())
 
 
 NET = "snn_resnet20_t1 --input-size 3 8 8"
@@ -189,6 +247,9 @@ NET = "snn_resnet20_t1 --input-size 3 8 8"
         (f"nir {NET} --model-kwargs reset=hard -o reports", r"'reports\.json' cannot be written .it is a folder."),
         (f"onnx {NET} -o pipe", "'pipe' cannot be written .it is no regular file."),
         ("onnx snn_resnet20_t1 --input-size 3 -8 8 -o x.onnx", "--input-size must be at least 1 1 1, got 3 -8 8"),
+        ("graph snn_resnet20_t1 --in-chans 0", "--in-chans must be at least 1, got 0"),
+        ("graph snn_resnet20_t1 --num-classes -1", "--num-classes must be at least 0, got -1"),
+        (f"onnx {NET} --calibration-split test -o x.onnx", "--calibration-split does nothing without --int8"),
         (f"onnx {NET} --pretrained -o x.onnx", "No pretrained weights exist"),
         (f"onnx {NET} --checkpoint none.pth -o x.onnx", "no checkpoint file at 'none.pth'"),
         (f"onnx {NET} --checkpoint other.safetensors -o x.onnx", "does not fit SpikingResNet"),
@@ -214,12 +275,40 @@ def test_bad_input(tmp_path, monkeypatch, capsys, command, message):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "other.safetensors", "pipe", "reports.json"]
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 16, 16), (3, 8, 8), (2, 2, 3, 8, 8), (0, 3, 8, 8)])
-def test_images_that_do_not_fit(tmp_path, shape):
+@pytest.mark.parametrize(
+    ("images", "got"),
+    [
+        *(
+            (torch.zeros(shape), rf"torch\.float32 \[{shape[0]}, ")
+            for shape in [(2, 3, 16, 16), (3, 8, 8), (0, 3, 8, 8)]
+        ),
+        (torch.zeros(2, 2, 3, 8, 8), r"torch\.float32 \[2, 2, 3, 8, 8\]"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), r"torch\.uint8 \[2, 3, 8, 8\]"),
+        (np.zeros((2, 3, 8, 8), np.float32), "ndarray"),
+    ],
+)
+def test_images_that_do_not_fit(tmp_path, images, got):
     model = timm.create_model("snn_resnet20_t1", depths=(1,), channels=(4,))
-    with pytest.raises(InputError, match=r"images to compare on must be \[B, 3, 8, 8\] with B at least 1, got \["):
-        export_onnx(model, tmp_path / "net.onnx", (3, 8, 8), images=torch.zeros(shape))
+    must = rf" must be normalised, a tensor of real numbers \[B, 3, 8, 8\] with B at least 1, got {got}"
+    with pytest.raises(InputError, match="images to compare on" + must):
+        export_onnx(model, tmp_path / "net.onnx", (3, 8, 8), images=images)
+    with pytest.raises(InputError, match="calibration images" + must):
+        export_onnx(model, tmp_path / "net.onnx", (3, 8, 8), calibration=[torch.zeros(1, 3, 8, 8), images])
     assert not list(tmp_path.iterdir())
+
+
+def test_calibration_needs_images(tmp_path):
+    with pytest.raises(InputError, match="calibration must hold at least one batch of images, got none"):
+        export_onnx(timm.create_model("snn_resnet20_t1"), tmp_path / "net.onnx", (3, 8, 8), calibration=[])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("images", [torch.rand(2, *SIZE).double(), torch.rand(2, *SIZE, requires_grad=True),
+                                    torch.rand(2, *SIZE).half()])  # fmt: skip
+def test_images_of_other_types(tmp_path, images):
+    model = trained("snn_resnet20_t2", depths=(1,), channels=(4,))
+    report = export_onnx(model, tmp_path / "net.onnx", SIZE, images=images, calibration=[images])
+    assert report["parity"]["images"] == 2
 
 
 def test_missing_extra(monkeypatch, tmp_path):

@@ -47,7 +47,7 @@ def test_pack_a_run_with_its_results_in_one_command(tmp_path, capsys):
         "The teacher, `cifar_resnet20`: top-1 91.73 % on 10000 images.",
         "LIF, decay 0.5, threshold 0.7, hard reset",
         "python train_distill.py -c recipe.yaml --data-dir DIR --teacher-checkpoint FILE",
-        "after epoch 5 of the run",
+        "of epoch 4 of the run, counted from 0",
         "import snnzoo  # registers the model",
     ):
         assert words in card, words
@@ -57,7 +57,7 @@ def test_pack_a_run_with_its_results_in_one_command(tmp_path, capsys):
     torch.save(torch.load(run, weights_only=True) | {"state_dict_ema": averaged}, run)
     model.load_state_dict(averaged)
     cli.main(f"pack {folder} --checkpoint {run} --use-ema --results {measured(tmp_path / 'ema.json', model)}".split())
-    assert "after epoch 5 of the run, averaged (`--model-ema`)" in (folder / "README.md").read_text()
+    assert "of epoch 4 of the run, counted from 0, averaged (`--model-ema`)" in (folder / "README.md").read_text()
     # new weights: the old ones' numbers go
     again = made(seed=3, num_classes=10)
     cli.main(f"pack {folder} --checkpoint {checkpoint_of_a_run(run, again, num_classes=10)}".split())

@@ -85,7 +85,7 @@ def test_the_command(run, capsys):
         assert title in page.text
     top1 = read_table(run / "summary.csv")[0]["eval_top1"]
     assert f"top-1 {top1:.2f} %" in page.text
-    assert "onnxpassed" in page.text
+    assert "made for this pageonnxpassed" in page.text
     assert "distilled from cifar_resnet20" in page.text
 
 
@@ -129,7 +129,7 @@ def test_a_failed_export_is_told(run):
 
     found = inspect_run(run, images=8, deploy=fails)
     assert found.profile.images == 8
-    parity = dict(images=8, neuron_steps=100, differing=3, ties=1, logits=0.0, logit_tolerance=1e-4, same_top1=8)
+    parity = dict(images=8, neuron_steps=100, differing=3, ties=1, logits=0.0, passed=False, same_top1=8)
     found.deploy.append({"target": "nir", "parity": parity})
     page = Page(render(found))
     assert "it is not what the model computes." in page.text
@@ -163,9 +163,29 @@ def test_a_loihi_export_in_the_folder_is_told(run, tmp_path):
     text = render(inspect_run(copy, images=8))
     assert_offline(text)
     page = Page(text)
-    assert "engine      lava" in page.text and "least agreement with the model" in page.text
+    assert "engine      lava: net.h5" in page.text and "least agreement with the model" in page.text
     assert "accuracy    Loihi integers: 12.50 %" in page.text
     assert "exports fire" not in page.text
+
+
+def test_a_file_of_8_bits_is_told_and_not_counted(run, tmp_path):
+    """Its report has the comparison of the network before: the file itself fires other spikes."""
+    pytest.importorskip("onnxruntime")
+    from snnzoo.export.onnx import export_onnx
+
+    copy = shutil.copytree(run, tmp_path / "run")
+    model, images = timm.create_model("snn_resnet20_t1", depths=(1,), channels=(8,)), torch.randn(2, 3, 8, 8)
+    export_onnx(model, copy / "float.onnx", (3, 8, 8), images=images)
+    export_onnx(model, copy / "small.onnx", (3, 8, 8), images=images, calibration=[images], accuracy=lambda f: 12.5)
+    path = copy / "float.onnx.json"
+    report = json.loads(path.read_text())
+    assert report["parity"].pop("passed")  # as files of before were
+    path.write_text(json.dumps(report))
+    page = Page(render(inspect_run(copy, images=8)))
+    assert "1 of 1exports fire the model's spikes" in page.text
+    assert "float.onnxonnxpassed" in page.text and "small.onnxonnx" not in page.text
+    assert "engine      onnx: small.onnx" in page.text and "of 3,072 spikes are not those of before" in page.text
+    assert "accuracy    onnxruntime, int8: 12.50 %" in page.text
 
 
 EVIL = '<script>alert("$x$")</script>&"\'$\\frac{$'
@@ -184,7 +204,8 @@ def test_nothing_from_files_gets_into_the_markup(run):
         confusion=found.confusion,
         profile=found.profile,
         deploy=[{"target": EVIL, "parity": dict(images=EVIL, neuron_steps=1, differing=1, ties=1, logits=0.0,
-                                                logit_tolerance=1.0, same_top1=EVIL)}],
+                                                passed=True, same_top1=EVIL)},
+                {"target": EVIL, "path": EVIL, "parity": None, "summary": [EVIL], "accuracy": {EVIL: 1.0}}],
         missing={"deploy": EVIL},
     )  # fmt: skip
     text = render(evil)

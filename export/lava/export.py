@@ -13,13 +13,14 @@ from snnzoo.errors import InputError
 from snnzoo.export.interpret import interpret, watch
 from snnzoo.export.lava.interpreter import need_h5py
 from snnzoo.export.lava.quantization import Quantized, quantize
-from snnzoo.export.lava.reference import IntegerRun, simulate_integer
+from snnzoo.export.lava.reference import IntegerRun, check_pixels, simulate_integer
 from snnzoo.export.lava.simulator.network import CURRENT, LoihiNetwork, load, save
 from snnzoo.export.parity import check_graph
 from snnzoo.export.report import make_report, new_export, write_report
 from snnzoo.export.trace import float_copy, trace
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm")
+PREPARED = ("interpolation", "crop_pct", "crop_mode")  # how image files become pixels, in timm's words
 
 
 def export_lava(
@@ -43,8 +44,7 @@ def export_lava(
         images: the same, others, to compare the model with its graph and to count agreeing spikes on; the
             calibration images by default.
         accuracy: top-1 in percent of a function from normalised images to logits, for the report.
-        preprocessing: ``mean``, ``std`` (the model's by default), ``interpolation``, ``crop_pct``: how images become
-            pixels.
+        preprocessing: ``mean``, ``std`` (the model's by default) and :data:`PREPARED`: how images become pixels.
         labels: names of the classes.
 
     Returns:
@@ -67,6 +67,7 @@ def export_lava(
         save(quantized.network, temporary)
         network = load(temporary)
         images = calibration if images is None else images
+        check_pixels(network, images)
         normalised = normalise(network, images)
         check_graph(graph, normalised, watch(model, normalised), repr(str(path)))
         run = simulate_integer(network, images)
@@ -148,7 +149,7 @@ def read_images(network: LoihiNetwork, paths: Iterable[str | Path], count: int) 
         count: how many, spread over what is there.
 
     Raises:
-        InputError: no such file, no image in a folder, a file that is no image.
+        InputError: no such file, no image in a folder, a file that is no image, a network of 2 or more than 3 channels.
     """
     from PIL import Image
     from timm.data import create_transform
@@ -163,7 +164,12 @@ def read_images(network: LoihiNetwork, paths: Iterable[str | Path], count: int) 
                          f"--count must be at least 1, got {count}")  # fmt: skip
     files = [files[index] for index in spread(len(files), count)]
     shape = network.layers[0].shape
-    settings = {key: network.metadata[key] for key in ("interpolation", "crop_pct") if network.metadata.get(key)}
+    if shape[0] not in (1, 3):
+        raise InputError(
+            f"the network takes images of {shape[0]} channels, image files have 1 or 3: give pixels to "
+            "snnzoo.export.lava.simulate"
+        )
+    settings = {key: network.metadata[key] for key in PREPARED if network.metadata.get(key)}
     transform = create_transform(shape, is_training=False, use_prefetcher=True, **settings)
     pixels = []
     for file in files:

@@ -42,10 +42,7 @@ def simulate_integer(network: LoihiNetwork, images: Tensor | np.ndarray, record:
     Raises:
         InputError: images of another shape or type.
     """
-    try:
-        pixels = torch.from_numpy(network.pixels(np.asarray(images)))
-    except NetworkError as error:
-        raise InputError(str(error)) from error
+    pixels = torch.from_numpy(check_pixels(network, images))
     values, spikes, overflows = {network.layers[0].name: pixels[None]}, {}, {}
     left = {name: sum(s.source == name for layer in network for s in layer.inputs) for name in network.depths}
     for layer in network.layers[1:]:
@@ -66,6 +63,14 @@ def simulate_integer(network: LoihiNetwork, images: Tensor | np.ndarray, record:
                 del values[s.source]
     readout = state.flatten(1)
     return IntegerRun(readout, readout.double() * network.logit_scale, spikes, overflows)
+
+
+def check_pixels(network: LoihiNetwork, images: Tensor | np.ndarray) -> np.ndarray:
+    """8-bit images as what the input layer sends; :class:`InputError` if they are not the network's."""
+    try:
+        return network.pixels(np.asarray(images))
+    except NetworkError as error:
+        raise InputError(str(error)) from error
 
 
 def _arrives(synapses: Synapses, x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from snnzoo.errors import InputError
 from snnzoo.export.lava.interpreter import find_interpreter, need_h5py
-from snnzoo.export.lava.reference import IntegerRun, simulate_integer
+from snnzoo.export.lava.reference import IntegerRun, check_pixels, simulate_integer
 from snnzoo.export.lava.simulator.network import LoihiNetwork, NetworkError, load
 
 _HERE = Path(__file__).parent
@@ -117,10 +117,7 @@ def run_simulator(
         RuntimeError: the simulator fails; the message is the last line of what it said.
     """
     network, images = open_network(path), np.asarray(images)
-    try:
-        network.pixels(images)
-    except NetworkError as error:
-        raise InputError(str(error)) from error
+    check_pixels(network, images)
     if netx and not network.sequential:
         raise InputError(f"netx cannot load {str(path)!r}: it knows layers in a row that reset hard, nothing else")
     python = find_interpreter(python, (*NEEDS, NETX) if netx else NEEDS)

@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snnzoo.analysis.charts import draw_confusion, draw_profile, draw_rates
@@ -96,9 +97,9 @@ def _tiles(found: Inspection) -> str:
             tiles.append((f"{100 * totals['firing_rate']:.1f} %", "of the neurons fire at a step"))
         energy, ann = as_number(totals["energy_uj"]), as_number(totals["ann_energy_uj"])
         tiles.append((f"{energy} µJ", f"an image; the ANN {ann} µJ"))
-    compared = [report for report in found.deploy if report["parity"]]
+    compared = [report["parity"] for report in found.deploy if _is_compared(report)]
     if compared:
-        passed = sum(_passed(report) for report in compared)
+        passed = sum(map(_passed, compared))
         tiles.append((f"{passed} of {len(compared)}", "exports fire the model's spikes"))
     boxes = "".join(f'<div class="tile"><b>{escape(n)}</b><span>{escape(what)}</span></div>' for n, what in tiles)
     return f'<div class="tiles">{boxes}</div>'
@@ -191,17 +192,18 @@ def _energy(found: Inspection) -> str:
 def _deployment(found: Inspection) -> str:
     rows, others = [], ""
     for report in found.deploy:
-        parity = report["parity"]
-        if parity is None:  # integers of a chip: another network by its nature, and what it loses is in its summary
-            lines = [f"engine      {report['target']}", *report.get("summary", [])]
+        parity, file = report["parity"], Path(report.get("path", "made for this page")).name
+        if not _is_compared(report):  # what it loses is in its summary
+            lines = [f"engine      {report['target']}: {file}", *report.get("summary", [])]
             lines += [f"accuracy    {name}: {top1:.2f} %" for name, top1 in report.get("accuracy", {}).items()]
             summary = "\n".join(lines)
             others += f'<div class="wide"><pre>{escape(summary)}</pre></div>'
             continue
         rows.append(
             (
+                file,
                 str(report["target"]),
-                "passed" if _passed(report) else "failed",
+                "passed" if _passed(parity) else "failed",
                 f"{parity['images']}",
                 f"{parity['neuron_steps']:,}",
                 f"{parity['differing']}, {parity['ties']} of them ties at the threshold",
@@ -209,9 +211,9 @@ def _deployment(found: Inspection) -> str:
                 f"{parity['same_top1']}",
             )
         )
-    head = ("engine", "parity", "images", "chances to fire", "neurons that fire otherwise",
+    head = ("file", "engine", "parity", "images", "chances to fire", "neurons that fire otherwise",
             "logits differ by, of the largest", "same answer")  # fmt: skip
-    text = (_table(head, rows, numbers=(2, 3, 5, 6)) if rows else "") + others
+    text = (_table(head, rows, numbers=(3, 4, 6, 7)) if rows else "") + others
     if found.missing.get("deploy"):
         text += _note(found.missing["deploy"])
     elif not text:
@@ -219,9 +221,14 @@ def _deployment(found: Inspection) -> str:
     return text
 
 
-def _passed(report: Mapping[str, Any]) -> bool:
-    parity = report["parity"]
-    return parity["differing"] == parity["ties"] and parity["logits"] <= parity["logit_tolerance"]
+def _is_compared(report: Mapping[str, Any]) -> bool:
+    """Whether its file has to fire the model's spikes; what has 8-bit weights is another network by its nature."""
+    return bool(report["parity"]) and not report.get("int8")
+
+
+def _passed(parity: Mapping[str, Any]) -> bool:
+    """Files of before it was written down are there because they passed."""
+    return parity.get("passed", True)
 
 
 def _note(text: str) -> str:

@@ -288,5 +288,5 @@ def _training(name: str, config: Mapping, recipe: Mapping, results: Mapping) -> 
     }
     if results.get("epoch") is not None:
         average = ", averaged (`--model-ema`)" if results.get("averaged") else ""
-        facts["these weights"] = f"after epoch {results['epoch'] + 1} of the run{average}"
+        facts["these weights"] = f"of epoch {results['epoch']} of the run, counted from 0{average}"
     return f"```\n{command}\n```\n\n{_table(facts)}\n\nAll options are in `{RECIPE}`."
