@@ -714,7 +714,6 @@ def test_bad_num_steps(value):
         (dict(stem="tiny"), r"stem must be one of \('cifar', 'imagenet'\), got 'tiny'"),
         (dict(output_stride=3), r"output_stride must be a power of two from \d, .* to 32, got 3"),
         (dict(depths=(1, 1)), "as many widths as depths"),
-        (dict(drop_path_rate=-0.5), r"drop_path_rate must lie in \[0, 1\), got -0.5"),
     ],
 )
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name in SPIKING])
@@ -728,6 +727,8 @@ def test_bad_arguments_of_one_family():
         timm.create_model("snn_sew_resnet18_t2", device="meta", connect="xor")
     with pytest.raises(InputError, match=r"shortcut must be one of \('conv', 'pad'\), got 'none'"):
         timm.create_model("snn_resnet20_t2", device="meta", shortcut="none")
+    with pytest.raises(InputError, match=r"drop_path_rate must lie in \[0, 1\), got -0.5"):
+        timm.create_model("snn_resnet20_t2", device="meta", drop_path_rate=-0.5)
     with pytest.raises(TypeError, match="connect"):
         timm.create_model("snn_resnet20_t2", device="meta", connect="add")
 
