@@ -33,6 +33,7 @@ from snnzoo.scripting import as_input_error
 _logger = logging.getLogger(__name__)
 
 LOCK = ".lock"  # stays in the folder; what counts is that the system holds it for a process, which a kill ends too
+PATIENCE = 6  # seconds; data loading workers of a killed process notice within five, and hold what it held till then
 
 
 @contextlib.contextmanager
@@ -65,7 +66,7 @@ def _open(args: argparse.Namespace) -> tuple[Path, AcquireReturnProxy]:
         if dated:
             folder = _make_new(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        held = FileLock(folder / LOCK).acquire(timeout=0)
+        held = FileLock(folder / LOCK).acquire(timeout=PATIENCE)
         (folder / ".writable.tmp").touch()
         remove_leftovers(folder)
     except Timeout as error:
