@@ -3,6 +3,7 @@
 import difflib
 import logging
 import pickle
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,8 +42,9 @@ def create_model(
 
     Args:
         name: a model's name, with a tag or not, or timm's ``hf-hub:…`` and ``local-dir:…`` forms.
-        checkpoint: file to load weights from, see :func:`load_weights`. If it is of a run of this very model, the model
-            is made as the run's options say, see :func:`made_with`, and images are prepared as the run prepared them.
+        checkpoint: file to load weights from, see :func:`load_weights`. If it is of a run of this model, or of one that
+            differs in the T of its name alone, the model is made as the run's options say, see :func:`made_with`, but
+            for T, and images are prepared as the run prepared them.
         use_ema: take the checkpoint's averaged weights; None for those if there are any, as timm does.
         **kwargs: as for ``timm.create_model``, before what the checkpoint says; those that are None are left out.
 
@@ -53,9 +55,13 @@ def create_model(
     if use_ema and not checkpoint:
         raise InputError("averaged weights are those of a training checkpoint: give its file")
     options, _, arch = read_run(checkpoint) if checkpoint else ({}, None, None)
-    of_this_model = name.split(".")[0] in (str(options.get("model")).split(".")[0], arch)
+    asked, of_run = name.split(".")[0], {str(options.get("model")).split(".")[0], arch}
+    of_this_model = _but_for_steps(asked) in map(_but_for_steps, of_run)
     if of_this_model:
-        kwargs = made_with(options) | {key: value for key, value in kwargs.items() if value is not None}
+        as_run = made_with(options)
+        if asked not in of_run:  # it has its own T
+            as_run.pop("num_steps", None)
+        kwargs = as_run | {key: value for key, value in kwargs.items() if value is not None}
     kwargs |= _prepare_source(name, kwargs)
     try:
         with loading_errors(name):
@@ -81,10 +87,18 @@ def create_model(
             _logger.warning("%s has averaged weights, too: --use-ema (use_ema=True) takes them", checkpoint)
     if of_this_model:
         told = {key: options[key] for key in PREPARED if options.get(key)}
+        if asked not in of_run:  # whose own name stood for what the options left open
+            of_name = timm.get_pretrained_cfg(arch if ":" in options["model"] else options["model"])
+            told = {key: getattr(of_name, key) for key in PREPARED} | told
         if "input_size" in told:
             told["input_size"] = (model.in_chans, *told["input_size"][1:])
         model.pretrained_cfg.update(told)
     return model
+
+
+def _but_for_steps(name: str | None) -> str | None:
+    """A spiking model's name without its T, which changes no parameter."""
+    return re.sub(r"_t\d+$", "", name) if name and name.startswith("snn_") else name
 
 
 def _known_name(name: str) -> str:

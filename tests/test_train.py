@@ -165,6 +165,28 @@ def test_what_a_run_inherits_from_its_first_weights_is_in_its_options(digits, tm
     refuse("was written with --", [*fixed, "--resume", str(tmp_path / "b"), "--epochs", "4"])
 
 
+def test_a_name_with_another_t_is_the_same_model(digits, tmp_path):
+    """Its neuron and its images are the run's, its T the one that was asked for."""
+    fixed = f"{INHERITS} --data-dir {digits} --output {tmp_path}".split()
+    made = "--model-kwargs depths=(1,1,1) decay=0.9 threshold=0.5 --reset hard --input-size 3 8 8 --mean 0.3"
+    for name, steps in (("a", ()), ("b", ("--num-steps", "3"))):  # T by name, and by an option
+        train_distill.main([*fixed, *made.split(), *steps, "--experiment", name])
+        last = tmp_path / name / "last.pth.tar"
+        model = create_model("snn_resnet20_t4", last)
+        assert (model.act1.params.decay, model.act1.params.threshold, model.act1.params.reset) == (0.9, 0.5, "hard")
+        assert (model.num_steps, model.pretrained_cfg["mean"][0]) == (4, 0.3)
+        assert create_model("snn_resnet20_t4", last, num_steps=6).num_steps == 6
+        assert create_model("snn_resnet20_t2", last).num_steps == (3 if steps else 2)
+        assert hub.model_args(create_teacher("snn_resnet20_t4", 10, checkpoint=last)) == hub.model_args(model)
+        as_two = measured(last, digits, "--model", "snn_resnet20_t2", "--num-steps", "5")
+        assert measured(last, digits, "--model", "snn_resnet20_t4", "--num-steps", "5") == as_two
+    begun = [*fixed, "--model", "snn_resnet20_t4", "--initial-checkpoint", str(last), "--experiment", "c"]
+    train_distill.main(begun)
+    told = load(tmp_path / "c/last.pth.tar")["options"]
+    assert told["model_kwargs"] == {"depths": [1, 1, 1], "decay": 0.9, "threshold": 0.5}
+    assert (told["reset"], told["num_steps"]) == ("hard", None)
+
+
 def test_what_a_run_inherits_from_pretrained_weights_is_in_its_options(digits, tmp_path):
     fixed = f"{INHERITS.replace('_t2', '_t4')} --data-dir {digits} --output {tmp_path} --experiment run".split()
     train_distill.main([*fixed, "--pretrained", "--in-chans", "1", "--input-size", "1", "8", "8"])
