@@ -153,7 +153,8 @@ _RANGES = {
 def check_options(args: argparse.Namespace) -> None:
     """Refuse options that would do nothing beside the others, as far as that is seen here, or that cannot be.
 
-    What a recipe says of augmentation may stay beside ``--no-aug``, and ``--sync-bn`` where there is one process.
+    What a recipe says of augmentation may stay beside ``--no-aug``, and ``--sync-bn`` where there is one process. An
+    empty ``--teacher`` takes a recipe's away, with the options that are about it.
 
     Raises:
         InputError: there is such an option, or one outside its range.
@@ -162,13 +163,16 @@ def check_options(args: argparse.Namespace) -> None:
 
     def idle(because: str, options: str) -> None:
         for option in options.split():
-            if getattr(args, option) != defaults[option]:
+            if getattr(args, option) not in (defaults[option], ""):
                 raise InputError(f"--{option.replace('_', '-')} does nothing {because}")
 
+    about_teacher = "teacher_checkpoint branches alpha alpha_schedule beta"
+    if args.teacher == "":
+        vars(args).update({option: defaults[option] for option in about_teacher.split()})
+    elif not args.teacher:
+        idle("without --teacher", about_teacher)
     if args.alpha_schedule != "fixed":
         idle("with --alpha-schedule, which goes from 0 to 1 or back", "alpha")
-    if not args.teacher:
-        idle("without --teacher", "teacher_checkpoint branches alpha alpha_schedule beta")
     if args.quant:
         if not (args.pretrained or args.initial_checkpoint):
             raise InputError("--quant fine-tunes a trained model: give --initial-checkpoint or --pretrained")

@@ -278,6 +278,18 @@ def test_a_recipe_runs_on_the_digits(digits, teacher, tmp_path):
         create_model("snn_resnet20_t4", run, shortcut="conv")
 
 
+def test_a_recipe_without_its_teacher(digits, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("teacher: resnet18\nteacher-checkpoint: t.pth\ninitial-checkpoint: t.pth\nbranches: none\n"
+                      "alpha-schedule: rising\nbeta: halving\n")  # fmt: skip
+    run = ["-c", str(recipe), *options(digits, tmp_path, "--experiment", "run", "--initial-checkpoint", "")]
+    train_distill.main([*run, "--teacher", ""])
+    told = yaml.safe_load((tmp_path / "run/args.yaml").read_text())
+    assert (told["teacher"], told["teacher_checkpoint"], told["branches"]) == ("", None, "main")
+    train_distill.main(["-c", str(tmp_path / "run/args.yaml"), "--resume", "auto", "--epochs", "2"])
+    refuse("no checkpoint file at 't.pth'", run)
+
+
 @pytest.mark.parametrize("extra", [("--mixup", 0.8), ("--cutmix", 1.0, "--mixup", 0.2, "--smoothing", 0.1)])
 def test_mixed_labels(digits, teacher, tmp_path, extra):
     train_distill.main(options(digits, tmp_path, *taught(teacher), *extra, "--experiment", "run"))
