@@ -86,14 +86,19 @@ def create_model(
         elif averages and not use_ema:
             _logger.warning("%s has averaged weights, too: --use-ema (use_ema=True) takes them", checkpoint)
     if of_this_model:
-        told = {key: options[key] for key in PREPARED if options.get(key)}
         if asked not in of_run:  # whose own name stood for what the options left open
             of_name = timm.get_pretrained_cfg(arch if ":" in options["model"] else options["model"])
-            told = {key: getattr(of_name, key) for key in PREPARED} | told
-        if "input_size" in told:
-            told["input_size"] = (model.in_chans, *told["input_size"][1:])
-        model.pretrained_cfg.update(told)
+            model.pretrained_cfg.update(prepared_as(of_name.to_dict(), model.in_chans))
+        model.pretrained_cfg.update(prepared_as(options, model.in_chans))
     return model
+
+
+def prepared_as(options: Mapping[str, Any], in_chans: int) -> dict[str, Any]:
+    """How images were prepared, as far as a run's options say, for a model of so many channels."""
+    told = {key: options[key] for key in PREPARED if options.get(key)}
+    if "input_size" in told:
+        told["input_size"] = (in_chans, *told["input_size"][1:])
+    return told
 
 
 def _but_for_steps(name: str | None) -> str | None:
