@@ -141,7 +141,7 @@ def build_task(args, model, processes):
     return task.to(processes.device)
 
 
-def build_training(args, arch, task, steps, processes) -> tuple[Training, int]:
+def build_training(args, arch, task, facts, steps, processes) -> tuple[Training, int]:
     """What moves the weights: optimizer, scheduler, scaler; and the number of epochs with the cooldown."""
     with as_input_error(f"--opt {args.opt}"):
         optimizer = create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args))
@@ -160,7 +160,7 @@ def build_training(args, arch, task, steps, processes) -> tuple[Training, int]:
         ids = [processes.device] if processes.device.type == "cuda" else None
         task.prepare_distributed(device_ids=ids, **OWN_BUFFERS)
     scaler = NativeScaler(processes.device.type) if args.amp and args.amp_dtype == "float16" else None
-    return Training(task, optimizer, scheduler, scaler, vars(args), arch), epochs
+    return Training(task, optimizer, scheduler, scaler, vars(args), arch, facts["data"]["train"]), epochs
 
 
 def train_one_epoch(args, training, batches, forward, processes, progress, meters, pause) -> None:
@@ -310,7 +310,7 @@ def main(argv: list[str] | None = None) -> None:
     if isinstance(task, AnnGuidedDistillationTask):
         task.begin(batches.first())
     arch = model.pretrained_cfg["architecture"]
-    training, epochs = build_training(args, arch, task, batches.steps, processes)
+    training, epochs = build_training(args, arch, task, facts, batches.steps, processes)
     facts |= {"parameters": sum(p.numel() for p in model.parameters()), "processes": processes.count}
     with run_dir(args, processes) as folder:
         train(args, training, batches, val_batches, facts, processes, folder, epochs)

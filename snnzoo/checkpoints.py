@@ -75,6 +75,7 @@ class Training:
     scaler: NativeScaler | None
     options: dict[str, Any]
     arch: str  # of the model, whatever source its name in the options has
+    data: dict[str, Any]  # the fingerprint of what it learns from
 
     def state(self, progress: Progress, rng: list[dict[str, Any]]) -> dict[str, Any]:
         """Plain types and tensors only, so that every torch loads it with ``weights_only=True``."""
@@ -86,6 +87,7 @@ class Training:
             "progress": asdict(progress),
             "rng": rng,
             "options": self.options,
+            "data": self.data,
             **self.task.get_checkpoint_state(),
             **self.task.get_checkpoint_state(ema=True),
         }

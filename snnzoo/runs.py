@@ -144,6 +144,12 @@ def resume(args: argparse.Namespace, folder: Path, training: Training, processes
             f"--resume: {str(path)!r} lies inside an epoch, whose order comes from --seed {state['options']['seed']}; "
             f"this run has {args.seed}"
         )
+    if progress.samples and state.get("data", training.data) != training.data:
+        was, now = (f"{data['samples']} samples, {data.get('sha256')}" for data in (state["data"], training.data))
+        raise InputError(
+            f"--resume: {str(path)!r} lies inside an epoch of other training data ({was}) than these ({now}): take "
+            f"those, or go on from a checkpoint-<epoch>"
+        )
     if progress.epoch >= epochs and args.resume != "auto":
         raise InputError(f"nothing to do: {args.resume!r} has all of {epochs} epochs; set --epochs higher")
     with as_input_error(f"--resume {path}"):

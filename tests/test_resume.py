@@ -381,6 +381,26 @@ def test_an_epochs_order_cannot_change_inside_it(digits, teacher, tmp_path, monk
     assert load(tmp_path / "run/last.pth.tar")["progress"]["updates"] == 2 + 4
 
 
+def test_an_epochs_data_cannot_change_inside_it(digits, tmp_path, monkeypatch):
+    fewer, other = tmp_path / "fewer", tmp_path / "other"
+    for folder, keep in ((fewer, 2), (other, 8)):
+        shutil.copytree(digits, folder)
+        for label in (folder / "train").iterdir():
+            for path in sorted(label.iterdir())[keep:]:
+                path.unlink()
+    path = min((other / "train/0").iterdir())
+    path.rename(path.with_name("zero.png"))
+    run = options(digits, tmp_path, "--experiment", "run", "--recovery-interval", 1)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        die_after(patch, 1)
+        train_distill.main(run)
+    for folder, samples in ((fewer, 20), (other, 80)):
+        said = rf"inside an epoch of other training data \(80 samples, .*\) than these \({samples} samples, "
+        refuse(said, [*run, "--resume", "auto", "--data-dir", str(folder)])
+    train_distill.main([*run, "--resume", "auto"])
+    train_distill.main([*run, "--resume", "auto", "--data-dir", str(fewer), "--epochs", "2"])  # between epochs it may
+
+
 def test_a_loss_that_is_no_number_stops_the_run(digits, tmp_path):
     run = options(digits, tmp_path, "--epochs", 3, "--lr", "1e30", "--experiment", "run", "--sched", "none")
     refuse("the loss has become infinite or not a number: lower --lr.* before, if there is a checkpoint yet", run)
