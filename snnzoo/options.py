@@ -139,12 +139,12 @@ def make_parser(description: str | None = None) -> argparse.ArgumentParser:
 
 _RANGES = {
     "at least 1": (lambda x: x >= 1, "batch_size validation_batch_size epochs grad_accum_steps checkpoint_hist "
-                                     "log_interval val_interval num_classes in_chans input_size event_steps"),
+                                     "log_interval val_interval num_classes in_chans event_steps"),
     "at least 0": (lambda x: x >= 0, "workers crop_padding cutout roll mixup cutmix lr min_lr warmup_lr "
                                      "weight_decay warmup_epochs cooldown_epochs patience_epochs recovery_interval "
                                      "color_jitter"),
     "in [0, 2**32)": (lambda x: 0 <= x < 2**32, "seed"),  # numpy's range
-    "above 0": (lambda x: x > 0, "std crop_pct decay_epochs clip_grad loss_grad_scale"),
+    "above 0": (lambda x: x > 0, "decay_epochs clip_grad loss_grad_scale"),
     "in [0, 1]": (lambda x: 0 <= x <= 1, "hflip vflip reprob mixup_prob mixup_switch_prob model_ema_decay"),
     "in [0, 1)": (lambda x: 0 <= x < 1, "drop smoothing momentum"),
 }  # fmt: skip

@@ -54,6 +54,8 @@ def create_model(
     name = _known_name(name)
     if use_ema and not checkpoint:
         raise InputError("averaged weights are those of a training checkpoint: give its file")
+    if kwargs.get("in_chans") is not None and kwargs["in_chans"] < 1:
+        raise InputError(f"model {name!r}: the number of input channels must be at least 1, got {kwargs['in_chans']}")
     options, _, arch = read_run(checkpoint) if checkpoint else ({}, None, None)
     asked, of_run = name.split(".")[0], {str(options.get("model")).split(".")[0], arch}
     of_this_model = _but_for_steps(asked) in map(_but_for_steps, of_run)

@@ -430,11 +430,12 @@ def test_numbers_out_of_range(digits, tmp_path):
         ("workers", -1, "at least 0"), ("crop-padding", -1, "at least 0"),
         ("cooldown-epochs", -1, "at least 0"), ("warmup-epochs", -1, "at least 0"), ("mixup", -1, "at least 0"),
         ("in-chans", 0, "at least 1"), ("crop-pct", 0, "above 0"), ("decay-epochs", 0, "above 0"),
-        ("std", 0, "above 0"), ("hflip", 2, r"in \[0, 1\]"), ("model-ema-decay", 2, r"in \[0, 1\]"),
+        ("std", 0, "above 0"), ("input-size", "3 0 8", "at least 1"), ("hflip", 2, r"in \[0, 1\]"),
+        ("model-ema-decay", 2, r"in \[0, 1\]"),
         ("drop", 2, r"in \[0, 1\)"), ("smoothing", -0.5, r"in \[0, 1\)"), ("smoothing", 1.5, r"in \[0, 1\)"),
     ):  # fmt: skip
         extra = ("--model-ema",) if option == "model-ema-decay" else ()
-        refuse(f"--{option} must be {text}, got", options(digits, tmp_path, *extra, f"--{option}", value))
+        refuse(f"--{option} must be {text}, got", options(digits, tmp_path, *extra, f"--{option}", *str(value).split()))
     refuse("--interpolation or --crop-pct does not fit: .*foo", options(digits, tmp_path, "--interpolation", "foo"))
     refuse("read with 1 or 3 channels, the model takes 4: set --in-chans",
            [*options(digits, tmp_path), "--in-chans", "4", "--input-size", "4", "8", "8"])  # fmt: skip
