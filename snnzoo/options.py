@@ -137,6 +137,16 @@ def make_parser(description: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
+# The schedules that an option has a part in.
+_OF_SCHEDULES = {
+    "decay_epochs": "step wsd rsqrt",
+    "decay_milestones": "multistep",
+    "decay_rate": "step multistep plateau poly",
+    "patience_epochs": "plateau",
+    "min_lr": "cosine tanh poly plateau wsd rsqrt",
+    "cooldown_epochs": "cosine tanh poly wsd rsqrt",
+}
+
 _RANGES = {
     "at least 1": (lambda x: x >= 1, "batch_size validation_batch_size epochs grad_accum_steps checkpoint_hist "
                                      "log_interval val_interval num_classes in_chans event_steps"),
@@ -187,12 +197,13 @@ def check_options(args: argparse.Namespace) -> None:
         idle("without --log-wandb", "wandb_project")
     if args.clip_grad is None:
         idle("without --clip-grad", "clip_mode")
-    if args.sched != "plateau":
-        idle("without --sched plateau", "patience_epochs")
-    else:
+    for option, schedules in _OF_SCHEDULES.items():
+        if args.sched not in schedules.split():
+            idle(f"without --sched {schedules.replace(' ', ', ')}", option)
+    if args.sched == "plateau":
         idle("with --sched plateau, which goes by the validation of every epoch", "val_interval")
-    if args.sched != "multistep":
-        idle("without --sched multistep", "decay_milestones")
+    if args.sched == "none":
+        idle("with --sched none", "warmup_epochs")
     if not args.warmup_epochs:
         idle("without --warmup-epochs", "warmup_lr")
     if not (args.mixup or args.cutmix):
@@ -225,6 +236,10 @@ def check_options(args: argparse.Namespace) -> None:
         optimizer = get_optimizer_info(args.opt.lower().split("_")[-1])  # lookahead_… stands before another's name
     if optimizer.second_order:
         raise InputError(f"--opt {args.opt} needs second derivatives, which are not computed here: choose another")
+    if not optimizer.has_eps:
+        idle(f"with --opt {args.opt}", "opt_eps")
+    if not optimizer.has_momentum:
+        idle(f"with --opt {args.opt}", "momentum")
     betas = optimizer.num_betas if optimizer.has_betas else 0
     if args.opt_betas and len(args.opt_betas) != betas:
         raise InputError(f"--opt-betas: --opt {args.opt} takes {betas} numbers, got {args.opt_betas}")

@@ -434,7 +434,7 @@ def test_numbers_out_of_range(digits, tmp_path):
         ("model-ema-decay", 2, r"in \[0, 1\]"),
         ("drop", 2, r"in \[0, 1\)"), ("smoothing", -0.5, r"in \[0, 1\)"), ("smoothing", 1.5, r"in \[0, 1\)"),
     ):  # fmt: skip
-        extra = ("--model-ema",) if option == "model-ema-decay" else ()
+        extra = {"model-ema-decay": ("--model-ema",), "decay-epochs": ("--sched", "step")}.get(option, ())
         refuse(f"--{option} must be {text}, got", options(digits, tmp_path, *extra, f"--{option}", *str(value).split()))
     refuse("--interpolation or --crop-pct does not fit: .*foo", options(digits, tmp_path, "--interpolation", "foo"))
     refuse("read with 1 or 3 channels, the model takes 4: set --in-chans",
@@ -539,6 +539,19 @@ def test_options_that_do_not_go_together(digits, teacher, tmp_path):
         ("--warmup-lr 0.1", "--warmup-epochs"), ("--remode const", "--reprob"),
     ):  # fmt: skip
         refuse(f"{idle.split()[0]} does nothing without {without}", [*run, *idle.split()])
+    for words, refused in (
+        ("--opt momentum --opt-eps 1e-8", "--opt-eps"), ("--opt adamw --momentum 0.8", "--momentum"),
+        ("--decay-rate 0.5", "--decay-rate"), ("--decay-epochs 3", "--decay-epochs"),
+        ("--sched none --min-lr 0.01", "--min-lr"), ("--sched none --warmup-epochs 2", "--warmup-epochs"),
+        ("--sched none --cooldown-epochs 2", "--cooldown-epochs"), ("--sched step --min-lr 0.01", "--min-lr"),
+        ("--sched plateau --decay-epochs 3", "--decay-epochs"),
+    ):  # fmt: skip
+        refuse(f"{refused} does nothing with", [*run, *words.split()])
+    for words in (
+        "--opt adamw --opt-eps 1e-7", "--sched step --decay-rate 0.5 --decay-epochs 3 --warmup-epochs 1",
+        "--opt lars --momentum 0.8", "--sched plateau --decay-rate 0.5 --min-lr 0.01 --warmup-epochs 1",
+    ):  # fmt: skip
+        train_distill.check_options(train_distill.make_parser().parse_args(words.split()))
     for opt in ("adahessian", "lookahead_adahessian"):
         refuse(f"--opt {opt} needs second derivatives", [*run, "--opt", opt])
     refuse("--opt-betas: --opt adamw takes 2 numbers, got", [*run, "--opt", "adamw", "--opt-betas", "0.9"])
