@@ -266,6 +266,11 @@ def test_folders_are_complete(folder):
     assert "recipe.yaml" in names or ".ann_" in folder.name
 
 
+def test_the_card_of_event_frames_transforms_no_image():
+    card = (HUB_CONFIGS / "snn_resnet19_t4.c10dvs/README.md").read_text()
+    assert "logits = model(torch.zeros(1, 4, 2, 48, 48))  # frames of events" in card and "transform" not in card
+
+
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_the_code_in_a_card_makes_the_model(folder, monkeypatch):
     """Without weights that are not there yet: an initialisation's are on the Hub."""
