@@ -168,6 +168,8 @@ def resume(args: argparse.Namespace, folder: Path, training: Training, processes
         go_back(path, folder)
     if len(state["rng"]) == processes.count:
         set_rng_state(state["rng"][processes.rank], processes.device)
+        if "buffers" in state:
+            training.load_buffers(state["buffers"][processes.rank])
     else:
         _logger.warning("%s was written by %d processes, this run has %d: random numbers go on differently",
                         path, len(state["rng"]), processes.count)  # fmt: skip
