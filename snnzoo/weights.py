@@ -157,7 +157,7 @@ def _prepare_source(name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
 _UNREADABLE = (SafetensorError, EOFError, OSError, pickle.UnpicklingError)
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def _read_state(path: str | Path) -> dict[str, Any]:
     """What a training checkpoint holds, tensors on the CPU.
 
     Raises:
@@ -184,7 +184,7 @@ def read_run(checkpoint: str | Path) -> tuple[dict[str, Any], int | None, str | 
     """
     if Path(checkpoint).suffix == ".safetensors":
         return {}, None, None
-    state = read_checkpoint(checkpoint)
+    state = _read_state(checkpoint)
     options = state.get("options") or state.get("saver", {}).get("options") or {}
     return options, state.get("epoch"), state.get("arch") if options else None
 
@@ -195,7 +195,7 @@ def has_averages(checkpoint: str | Path) -> bool:
     Raises:
         InputError: it is missing or cannot be read.
     """
-    return Path(checkpoint).suffix != ".safetensors" and "state_dict_ema" in read_checkpoint(checkpoint)
+    return Path(checkpoint).suffix != ".safetensors" and "state_dict_ema" in _read_state(checkpoint)
 
 
 def made_with(options: Mapping[str, Any]) -> dict[str, Any]:
