@@ -40,8 +40,8 @@ from snnzoo.meters import Meters, means_of
 from snnzoo.options import check_options, make_parser, record_inherited
 from snnzoo.processes import Processes
 from snnzoo.randomness import host_rng_preserved, seed_all, seed_of
-from snnzoo.records import Records
-from snnzoo.runs import open_run_dir, resume
+from snnzoo.records import Records, is_finished
+from snnzoo.runs import resume, run_dir
 from snnzoo.scripting import as_input_error, model_kwargs, parse_with_config, run
 from snnzoo.sync import OWN_BUFFERS, synchronise
 from snnzoo.weights import create_model
@@ -141,7 +141,7 @@ def build_task(args, model, processes):
     return task.to(processes.device)
 
 
-def build_training(args, arch, task, steps, processes) -> tuple[Training, int]:
+def build_training(args, arch, task, facts, steps, processes) -> tuple[Training, int]:
     """What moves the weights: optimizer, scheduler, scaler; and the number of epochs with the cooldown."""
     with as_input_error(f"--opt {args.opt}"):
         optimizer = create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args))
@@ -160,7 +160,7 @@ def build_training(args, arch, task, steps, processes) -> tuple[Training, int]:
         ids = [processes.device] if processes.device.type == "cuda" else None
         task.prepare_distributed(device_ids=ids, **OWN_BUFFERS)
     scaler = NativeScaler(processes.device.type) if args.amp and args.amp_dtype == "float16" else None
-    return Training(task, optimizer, scheduler, scaler, vars(args), arch), epochs
+    return Training(task, optimizer, scheduler, scaler, vars(args), arch, facts["data"]["train"]), epochs
 
 
 def train_one_epoch(args, training, batches, forward, processes, progress, meters, pause) -> None:
@@ -282,8 +282,7 @@ def fit(args, training, batches, val_batches, processes, progress, checkpoints, 
             row |= {f"eval_{key}": value for key, value in val.items()}
             row["lr"] = training.optimizer.param_groups[0]["lr"]
             if records:
-                records.epoch(row, {"metric": args.eval_metric, "averaged": args.model_ema,
-                                    "value": progress.best_metric, "epoch": progress.best_epoch})  # fmt: skip
+                records.epoch(row)
             if training.scheduler:
                 training.scheduler.step(epoch + 1, metric)
             progress.next_epoch()
@@ -311,16 +310,21 @@ def main(argv: list[str] | None = None) -> None:
     if isinstance(task, AnnGuidedDistillationTask):
         task.begin(batches.first())
     arch = model.pretrained_cfg["architecture"]
-    training, epochs = build_training(args, arch, task, batches.steps, processes)
-    folder = processes.from_first(open_run_dir(args) if processes.is_first else None)
+    training, epochs = build_training(args, arch, task, facts, batches.steps, processes)
+    facts |= {"parameters": sum(p.numel() for p in model.parameters()), "processes": processes.count}
+    with run_dir(args, processes) as folder:
+        train(args, training, batches, val_batches, facts, processes, folder, epochs)
+
+
+def train(args, training, batches, val_batches, facts, processes, folder, epochs) -> None:
+    """From the run's beginning, or where it was interrupted, to its end or next interruption."""
     if processes.is_first:
         setup_default_logging(log_path=str(folder / "train.log"))
     progress = resume(args, folder, training, processes, epochs) if args.resume else Progress()
-    if progress.epoch >= epochs:
+    if progress.epoch >= epochs and processes.from_first(is_finished(folder)):
         return _logger.info(f"{folder} has all of {epochs} epochs")
     checkpoints = Checkpoints(folder, args.checkpoint_hist, training, processes)
-    facts |= {"parameters": sum(p.numel() for p in model.parameters()), "processes": processes.count}
-    records = Records(folder, args, facts, progress.epoch) if processes.is_first else None
+    records = Records(folder, args, facts, progress) if processes.is_first else None
     _logger.info(
         f"{args.model}: {facts['parameters'] / 1e6:.2f} M parameters, teacher {args.teacher}, "
         f"{processes.count} process(es), snnzoo {snnzoo.__version__}, {folder}"
@@ -334,14 +338,15 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(128 + stopped.signum) from None
     finally:
         if records:
-            records.close(finished=progress.epoch == epochs)
+            records.close(finished=progress.epoch >= epochs)
     if records:
         try:
             save_curves(folder, records.rows)
         except InputError as error:
             _logger.info(f"no picture of the curves: {error}")
-    best = f"best {judged_by(vars(args))} {progress.best_metric:.2f} in epoch {progress.best_epoch}"
-    _logger.info(f"{best}: {folder / BEST}")
+    if progress.best_epoch is not None:
+        best = f"best {judged_by(vars(args))} {progress.best_metric:.2f} in epoch {progress.best_epoch}"
+        _logger.info(f"{best}: {folder / BEST}")
     processes.close()
 
 

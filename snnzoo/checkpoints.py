@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from timm.task import TrainingTask
-from timm.utils import NativeScaler
+from timm.utils import NativeScaler, unwrap_model
+from torch import Tensor
 from torch.optim import Optimizer
 
 from snnzoo.errors import InputError
@@ -75,6 +76,7 @@ class Training:
     scaler: NativeScaler | None
     options: dict[str, Any]
     arch: str  # of the model, whatever source its name in the options has
+    data: dict[str, Any]  # the fingerprint of what it learns from
 
     def state(self, progress: Progress, rng: list[dict[str, Any]]) -> dict[str, Any]:
         """Plain types and tensors only, so that every torch loads it with ``weights_only=True``."""
@@ -86,6 +88,7 @@ class Training:
             "progress": asdict(progress),
             "rng": rng,
             "options": self.options,
+            "data": self.data,
             **self.task.get_checkpoint_state(),
             **self.task.get_checkpoint_state(ema=True),
         }
@@ -118,6 +121,17 @@ class Training:
         elif self.scheduler:
             self.scheduler.step(progress.epoch)
             self.scheduler.step_update(progress.updates)
+
+    def buffers(self) -> list[dict[str, Tensor]]:
+        """Running statistics of what is trained and of the averages; inside an epoch every process has its own."""
+        modules = self.task.get_trainable_module(), self.task.get_trainable_module(ema=True)
+        return [dict(unwrap_model(module).named_buffers()) for module in modules if module is not None]
+
+    def load_buffers(self, saved: list[dict[str, Tensor]]) -> None:
+        """The reverse."""
+        for buffers, theirs in zip(self.buffers(), saved, strict=False):  # the averages may be new, or gone
+            for name, buffer in buffers.items():
+                buffer.copy_(theirs[name])
 
     @property
     def _plateau(self) -> Any | None:
@@ -179,6 +193,9 @@ class Checkpoints:
 
     def _state(self, progress: Progress) -> dict[str, Any]:
         state = self._training.state(progress, self._processes.gather(rng_state(self._processes.device)))
+        if self._processes.together and progress.samples:
+            own = [{name: value.cpu() for name, value in buffers.items()} for buffers in self._training.buffers()]
+            state["buffers"] = self._processes.gather(own)
         for name, value in state["state_dict"].items():
             # A loss need not show it: a membrane that is not a number never fires.
             if value.is_floating_point() and not value.isfinite().all():

@@ -137,14 +137,24 @@ def make_parser(description: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
+# The schedules that an option has a part in.
+_OF_SCHEDULES = {
+    "decay_epochs": "step wsd rsqrt",
+    "decay_milestones": "multistep",
+    "decay_rate": "step multistep plateau poly",
+    "patience_epochs": "plateau",
+    "min_lr": "cosine tanh poly plateau wsd rsqrt",
+    "cooldown_epochs": "cosine tanh poly wsd rsqrt",
+}
+
 _RANGES = {
     "at least 1": (lambda x: x >= 1, "batch_size validation_batch_size epochs grad_accum_steps checkpoint_hist "
-                                     "log_interval val_interval num_classes in_chans input_size event_steps"),
+                                     "log_interval val_interval num_classes in_chans event_steps"),
     "at least 0": (lambda x: x >= 0, "workers crop_padding cutout roll mixup cutmix lr min_lr warmup_lr "
                                      "weight_decay warmup_epochs cooldown_epochs patience_epochs recovery_interval "
                                      "color_jitter"),
     "in [0, 2**32)": (lambda x: 0 <= x < 2**32, "seed"),  # numpy's range
-    "above 0": (lambda x: x > 0, "std crop_pct decay_epochs clip_grad loss_grad_scale"),
+    "above 0": (lambda x: x > 0, "decay_epochs clip_grad loss_grad_scale"),
     "in [0, 1]": (lambda x: 0 <= x <= 1, "hflip vflip reprob mixup_prob mixup_switch_prob model_ema_decay"),
     "in [0, 1)": (lambda x: 0 <= x < 1, "drop smoothing momentum"),
 }  # fmt: skip
@@ -153,7 +163,8 @@ _RANGES = {
 def check_options(args: argparse.Namespace) -> None:
     """Refuse options that would do nothing beside the others, as far as that is seen here, or that cannot be.
 
-    What a recipe says of augmentation may stay beside ``--no-aug``, and ``--sync-bn`` where there is one process.
+    What a recipe says of augmentation may stay beside ``--no-aug``, and ``--sync-bn`` where there is one process. An
+    empty ``--teacher`` takes a recipe's away, with the options that are about it.
 
     Raises:
         InputError: there is such an option, or one outside its range.
@@ -162,13 +173,16 @@ def check_options(args: argparse.Namespace) -> None:
 
     def idle(because: str, options: str) -> None:
         for option in options.split():
-            if getattr(args, option) != defaults[option]:
+            if getattr(args, option) not in (defaults[option], ""):
                 raise InputError(f"--{option.replace('_', '-')} does nothing {because}")
 
+    about_teacher = "teacher_checkpoint branches alpha alpha_schedule beta"
+    if args.teacher == "":
+        vars(args).update({option: defaults[option] for option in about_teacher.split()})
+    elif not args.teacher:
+        idle("without --teacher", about_teacher)
     if args.alpha_schedule != "fixed":
         idle("with --alpha-schedule, which goes from 0 to 1 or back", "alpha")
-    if not args.teacher:
-        idle("without --teacher", "teacher_checkpoint branches alpha alpha_schedule beta")
     if args.quant:
         if not (args.pretrained or args.initial_checkpoint):
             raise InputError("--quant fine-tunes a trained model: give --initial-checkpoint or --pretrained")
@@ -183,12 +197,13 @@ def check_options(args: argparse.Namespace) -> None:
         idle("without --log-wandb", "wandb_project")
     if args.clip_grad is None:
         idle("without --clip-grad", "clip_mode")
-    if args.sched != "plateau":
-        idle("without --sched plateau", "patience_epochs")
-    else:
+    for option, schedules in _OF_SCHEDULES.items():
+        if args.sched not in schedules.split():
+            idle(f"without --sched {schedules.replace(' ', ', ')}", option)
+    if args.sched == "plateau":
         idle("with --sched plateau, which goes by the validation of every epoch", "val_interval")
-    if args.sched != "multistep":
-        idle("without --sched multistep", "decay_milestones")
+    if args.sched == "none":
+        idle("with --sched none", "warmup_epochs")
     if not args.warmup_epochs:
         idle("without --warmup-epochs", "warmup_lr")
     if not (args.mixup or args.cutmix):
@@ -221,6 +236,10 @@ def check_options(args: argparse.Namespace) -> None:
         optimizer = get_optimizer_info(args.opt.lower().split("_")[-1])  # lookahead_… stands before another's name
     if optimizer.second_order:
         raise InputError(f"--opt {args.opt} needs second derivatives, which are not computed here: choose another")
+    if not optimizer.has_eps:
+        idle(f"with --opt {args.opt}", "opt_eps")
+    if not optimizer.has_momentum:
+        idle(f"with --opt {args.opt}", "momentum")
     betas = optimizer.num_betas if optimizer.has_betas else 0
     if args.opt_betas and len(args.opt_betas) != betas:
         raise InputError(f"--opt-betas: --opt {args.opt} takes {betas} numbers, got {args.opt_betas}")

@@ -1,6 +1,7 @@
 """What a run leaves to be read: a table of its epochs, a summary, and on request TensorBoard and Weights & Biases."""
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import importlib
@@ -18,6 +19,7 @@ import torch
 import torchvision
 import yaml
 
+from snnzoo.checkpoints import Progress
 from snnzoo.errors import InputError
 from snnzoo.files import write_atomically
 from snnzoo.version import __version__
@@ -32,17 +34,17 @@ class Records:
         folder: of the run.
         args: the run's options.
         facts: what else the summary says, such as the data's fingerprint.
-        start_epoch: the first epoch that will be recorded; later rows of an interrupted run are dropped.
+        progress: of the run, now and later; rows of an interrupted run that are ahead of it are dropped.
 
     Raises:
         InputError: an option asks for a library that is not installed.
     """
 
-    def __init__(self, folder: Path, args: argparse.Namespace, facts: dict[str, Any], start_epoch: int = 0):
-        self.folder = folder
+    def __init__(self, folder: Path, args: argparse.Namespace, facts: dict[str, Any], progress: Progress):
+        self.folder, self._progress = folder, progress
         again = {option: value for option, value in vars(args).items() if option != "resume"}
         write_atomically(folder / "args.yaml", yaml.safe_dump(again))
-        self.rows = [row for row in read_table(folder / TABLE) if row["epoch"] < start_epoch]
+        self.rows = [row for row in read_table(folder / TABLE) if row["epoch"] < progress.epoch]
         self._summary = {
             "options": vars(args),
             "versions": versions(),
@@ -53,7 +55,7 @@ class Records:
         self._board = self._wandb = None
         if args.log_tensorboard:
             board = _import("torch.utils.tensorboard", "--log-tensorboard", "tensorboard")
-            self._board = board.SummaryWriter(folder, purge_step=start_epoch)
+            self._board = board.SummaryWriter(folder, purge_step=progress.epoch)
         if args.log_wandb:
             # one id for one folder: a resumed run goes on in the same place
             name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
@@ -62,11 +64,10 @@ class Records:
             )
         self._write_summary(finished=False)
 
-    def epoch(self, row: dict[str, float], best: dict[str, Any]) -> None:
-        """Record an epoch: its metrics by name, ``epoch`` among them, and the best so far."""
+    def epoch(self, row: dict[str, float]) -> None:
+        """Record an epoch: its metrics by name, ``epoch`` among them."""
         self.rows.append(row)
         write_atomically(self.folder / TABLE, _as_csv(self.rows))
-        self._summary["best"] = best
         self._write_summary(finished=False)
         if self._board:
             for name, value in row.items():
@@ -86,8 +87,20 @@ class Records:
     def _write_summary(self, finished: bool) -> None:
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         last = self.rows[-1] if self.rows else None
-        summary = {"finished": finished, "epochs": len(self.rows), "last": last, **self._summary, "written": now}
+        summary = {"finished": finished, "epochs": len(self.rows), "last": last, **self._summary}
+        if self._progress.best_epoch is not None:
+            options, value, epoch = self._summary["options"], self._progress.best_metric, self._progress.best_epoch
+            summary["best"] = {"metric": options["eval_metric"], "averaged": options["model_ema"], "value": value,
+                               "epoch": epoch}  # fmt: skip
+        summary["written"] = now
         write_atomically(self.folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the records of a run's folder say that it has ended with its last epoch."""
+    with contextlib.suppress(OSError, ValueError):  # none, or torn: they are written anew
+        return bool(json.loads((folder / SUMMARY).read_text())["finished"])
+    return False
 
 
 def _import(module: str, option: str, extra: str):

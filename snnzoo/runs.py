@@ -1,13 +1,17 @@
 """A training run's folder: opened, and gone on from."""
 
 import argparse
+import contextlib
+import itertools
 import logging
+from collections.abc import Iterator
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from snnzoo.checkpoints import (
     LAST,
@@ -28,13 +32,24 @@ from snnzoo.scripting import as_input_error
 
 _logger = logging.getLogger(__name__)
 
+LOCK = ".lock"  # stays in the folder; what counts is that the system holds it for a process, which a kill ends too
+PATIENCE = 6  # seconds; data loading workers of a killed process notice within five, and hold what it held till then
 
-def open_run_dir(args: argparse.Namespace) -> Path:
-    """The run's folder; never one that holds another run.
+
+@contextlib.contextmanager
+def run_dir(args: argparse.Namespace, processes: Processes) -> Iterator[Path]:
+    """The run's folder, in all processes; never one that holds another run, and none but this run writes there.
 
     Raises:
-        InputError: it holds one, or it cannot be made or written to, or there is nothing to go on from.
+        InputError: it holds one, or another process is training there, or it cannot be made or written to, or there is
+            nothing to go on from.
     """
+    folder, held = _open(args) if processes.is_first else (None, contextlib.nullcontext())
+    with held:
+        yield processes.from_first(folder)
+
+
+def _open(args: argparse.Namespace) -> tuple[Path, AcquireReturnProxy]:
     if args.resume == "auto" and not args.experiment:
         raise InputError("--resume auto goes on in the run's own folder: name it with --experiment")
     name = args.experiment or f"{datetime.now():%Y%m%d-%H%M%S}-{args.model.replace('/', '_')}"
@@ -43,19 +58,38 @@ def open_run_dir(args: argparse.Namespace) -> Path:
         source = find_checkpoints(Path(args.resume))[0].parent  # before anything is made
     folder = source if source and not args.experiment else Path(args.output) / name
     goes_on = args.resume == "auto" or (source and folder.resolve() == source.resolve())
-    if not goes_on and any(folder.glob("*.pth.tar")):
+    dated = not (source or args.experiment)
+    if not (goes_on or dated) and any(folder.glob("*.pth.tar")):
         raise InputError(f"folder {str(folder)!r} holds another run's checkpoints; resume it with --resume, or choose "
                          f"another --experiment")  # fmt: skip
     try:
+        if dated:
+            folder = _make_new(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable.tmp"
-        probe.touch()
+        held = FileLock(folder / LOCK).acquire(timeout=PATIENCE)
+        (folder / ".writable.tmp").touch()
         remove_leftovers(folder)
+    except Timeout as error:
+        raise InputError(
+            f"another process is training in {str(folder)!r}: wait for its end, or choose another --experiment"
+        ) from error
     except OSError as error:
         raise InputError(
             f"the run's folder {str(folder)!r} cannot be written to: {error.strerror}; choose another --output"
         ) from error
-    return folder
+    return folder, held
+
+
+def _make_new(folder: Path) -> Path:
+    """A folder of that name, or with a number behind it: runs may begin in the same second."""
+    made = folder
+    for number in itertools.count(1):
+        try:
+            made.mkdir(parents=True)
+            return made
+        except FileExistsError:
+            made = folder.with_name(f"{folder.name}-{number}")
+    raise AssertionError
 
 
 def find_checkpoints(path: Path) -> list[Path]:
@@ -110,6 +144,12 @@ def resume(args: argparse.Namespace, folder: Path, training: Training, processes
             f"--resume: {str(path)!r} lies inside an epoch, whose order comes from --seed {state['options']['seed']}; "
             f"this run has {args.seed}"
         )
+    if progress.samples and state.get("data", training.data) != training.data:
+        was, now = (f"{data['samples']} samples, {data.get('sha256')}" for data in (state["data"], training.data))
+        raise InputError(
+            f"--resume: {str(path)!r} lies inside an epoch of other training data ({was}) than these ({now}): take "
+            f"those, or go on from a checkpoint-<epoch>"
+        )
     if progress.epoch >= epochs and args.resume != "auto":
         raise InputError(f"nothing to do: {args.resume!r} has all of {epochs} epochs; set --epochs higher")
     with as_input_error(f"--resume {path}"):
@@ -128,6 +168,8 @@ def resume(args: argparse.Namespace, folder: Path, training: Training, processes
         go_back(path, folder)
     if len(state["rng"]) == processes.count:
         set_rng_state(state["rng"][processes.rank], processes.device)
+        if "buffers" in state:
+            training.load_buffers(state["buffers"][processes.rank])
     else:
         _logger.warning("%s was written by %d processes, this run has %d: random numbers go on differently",
                         path, len(state["rng"]), processes.count)  # fmt: skip

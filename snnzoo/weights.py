@@ -3,6 +3,7 @@
 import difflib
 import logging
 import pickle
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,8 +42,9 @@ def create_model(
 
     Args:
         name: a model's name, with a tag or not, or timm's ``hf-hub:…`` and ``local-dir:…`` forms.
-        checkpoint: file to load weights from, see :func:`load_weights`. If it is of a run of this very model, the model
-            is made as the run's options say, see :func:`made_with`, and images are prepared as the run prepared them.
+        checkpoint: file to load weights from, see :func:`load_weights`. If it is of a run of this model, or of one that
+            differs in the T of its name alone, the model is made as the run's options say, see :func:`made_with`, but
+            for T, and images are prepared as the run prepared them.
         use_ema: take the checkpoint's averaged weights; None for those if there are any, as timm does.
         **kwargs: as for ``timm.create_model``, before what the checkpoint says; those that are None are left out.
 
@@ -52,10 +54,16 @@ def create_model(
     name = _known_name(name)
     if use_ema and not checkpoint:
         raise InputError("averaged weights are those of a training checkpoint: give its file")
+    if kwargs.get("in_chans") is not None and kwargs["in_chans"] < 1:
+        raise InputError(f"model {name!r}: the number of input channels must be at least 1, got {kwargs['in_chans']}")
     options, _, arch = read_run(checkpoint) if checkpoint else ({}, None, None)
-    of_this_model = name.split(".")[0] in (str(options.get("model")).split(".")[0], arch)
+    asked, of_run = name.split(".")[0], {str(options.get("model")).split(".")[0], arch}
+    of_this_model = _but_for_steps(asked) in map(_but_for_steps, of_run)
     if of_this_model:
-        kwargs = made_with(options) | {key: value for key, value in kwargs.items() if value is not None}
+        as_run = made_with(options)
+        if asked not in of_run:  # it has its own T
+            as_run.pop("num_steps", None)
+        kwargs = as_run | {key: value for key, value in kwargs.items() if value is not None}
     kwargs |= _prepare_source(name, kwargs)
     try:
         with loading_errors(name):
@@ -80,11 +88,24 @@ def create_model(
         elif averages and not use_ema:
             _logger.warning("%s has averaged weights, too: --use-ema (use_ema=True) takes them", checkpoint)
     if of_this_model:
-        told = {key: options[key] for key in PREPARED if options.get(key)}
-        if "input_size" in told:
-            told["input_size"] = (model.in_chans, *told["input_size"][1:])
-        model.pretrained_cfg.update(told)
+        if asked not in of_run:  # whose own name stood for what the options left open
+            of_name = timm.get_pretrained_cfg(arch if ":" in options["model"] else options["model"])
+            model.pretrained_cfg.update(prepared_as(of_name.to_dict(), model.in_chans))
+        model.pretrained_cfg.update(prepared_as(options, model.in_chans))
     return model
+
+
+def prepared_as(options: Mapping[str, Any], in_chans: int) -> dict[str, Any]:
+    """How images were prepared, as far as a run's options say, for a model of so many channels."""
+    told = {key: options[key] for key in PREPARED if options.get(key)}
+    if "input_size" in told:
+        told["input_size"] = (in_chans, *told["input_size"][1:])
+    return told
+
+
+def _but_for_steps(name: str | None) -> str | None:
+    """A spiking model's name without its T, which changes no parameter."""
+    return re.sub(r"_t\d+$", "", name) if name and name.startswith("snn_") else name
 
 
 def _known_name(name: str) -> str:
@@ -136,7 +157,7 @@ def _prepare_source(name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
 _UNREADABLE = (SafetensorError, EOFError, OSError, pickle.UnpicklingError)
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def _read_state(path: str | Path) -> dict[str, Any]:
     """What a training checkpoint holds, tensors on the CPU.
 
     Raises:
@@ -163,7 +184,7 @@ def read_run(checkpoint: str | Path) -> tuple[dict[str, Any], int | None, str | 
     """
     if Path(checkpoint).suffix == ".safetensors":
         return {}, None, None
-    state = read_checkpoint(checkpoint)
+    state = _read_state(checkpoint)
     options = state.get("options") or state.get("saver", {}).get("options") or {}
     return options, state.get("epoch"), state.get("arch") if options else None
 
@@ -174,7 +195,7 @@ def has_averages(checkpoint: str | Path) -> bool:
     Raises:
         InputError: it is missing or cannot be read.
     """
-    return Path(checkpoint).suffix != ".safetensors" and "state_dict_ema" in read_checkpoint(checkpoint)
+    return Path(checkpoint).suffix != ".safetensors" and "state_dict_ema" in _read_state(checkpoint)
 
 
 def made_with(options: Mapping[str, Any]) -> dict[str, Any]:

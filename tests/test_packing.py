@@ -121,6 +121,27 @@ def test_what_is_refused_changes_nothing(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_run_that_was_told_colours_and_took_grey(tmp_path, monkeypatch):
+    """As the trainer does; and a pack that fails leaves the folder that was there."""
+    folder = snnhub.pack(tmp_path / "net", made(), license="mit", recipe=_of_a_model(tmp_path))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    told = dict(in_chans=1, input_size=[3, 16, 16], mean=[0.5])
+    run = checkpoint_of_a_run(tmp_path / "run.pth.tar", model := made(in_chans=1), **told)
+    command = f"pack {folder} --checkpoint {run}".split()
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(packing, "write_card", lambda *_: 1 / 0)
+        cli.main(command)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    cli.main(command)
+    config = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
+    assert (config["input_size"], config["mean"]) == ([1, 16, 16], [0.5])
+    assert torch.equal(logits(timm.create_model(f"local-dir:{folder}", pretrained=True).eval()), logits(model))
+    cli.main(f"push {run} --repo me/net --license mit --dry-run".split())
+    (tmp_path / "recipe.yaml").write_text("model: snn_resnet20_t4\nin_chans: 1\ninput_size: [3, 8, 8]\n")
+    untrained = snnhub.pack(tmp_path / "untrained", license="mit", recipe=tmp_path / "recipe.yaml")
+    assert json.loads((untrained / "config.json").read_text())["pretrained_cfg"]["input_size"] == [1, 8, 8]
+
+
 def _of_a_model(folder):
     """A recipe as people write it, with what the trainer takes."""
     (folder / "recipe.yaml").write_text(
@@ -243,6 +264,11 @@ def test_folders_are_complete(folder):
         assert (folder / "model.safetensors").stat().st_size < 8e6
     assert timm.create_model(f"local-dir:{folder}", device="meta").num_classes == config["num_classes"]
     assert "recipe.yaml" in names or ".ann_" in folder.name
+
+
+def test_the_card_of_event_frames_transforms_no_image():
+    card = (HUB_CONFIGS / "snn_resnet19_t4.c10dvs/README.md").read_text()
+    assert "logits = model(torch.zeros(1, 4, 2, 48, 48))  # frames of events" in card and "transform" not in card
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

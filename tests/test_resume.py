@@ -1,6 +1,8 @@
 """No crash may cost more than what came after the last checkpoint."""
 
+import importlib.util
 import io
+import json
 import os
 import shutil
 import signal
@@ -16,8 +18,9 @@ from conftest import ROOT
 from running import TIMINGS, assert_same_state, load, options, refuse, rows, taught
 
 import train_distill
-from snnzoo import InputError
+from snnzoo import InputError, runs
 from snnzoo.interruption import Interruption, Stopped
+from snnzoo.records import Records
 
 
 @pytest.fixture
@@ -378,6 +381,26 @@ def test_an_epochs_order_cannot_change_inside_it(digits, teacher, tmp_path, monk
     assert load(tmp_path / "run/last.pth.tar")["progress"]["updates"] == 2 + 4
 
 
+def test_an_epochs_data_cannot_change_inside_it(digits, tmp_path, monkeypatch):
+    fewer, other = tmp_path / "fewer", tmp_path / "other"
+    for folder, keep in ((fewer, 2), (other, 8)):
+        shutil.copytree(digits, folder)
+        for label in (folder / "train").iterdir():
+            for path in sorted(label.iterdir())[keep:]:
+                path.unlink()
+    path = min((other / "train/0").iterdir())
+    path.rename(path.with_name("zero.png"))
+    run = options(digits, tmp_path, "--experiment", "run", "--recovery-interval", 1)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        die_after(patch, 1)
+        train_distill.main(run)
+    for folder, samples in ((fewer, 20), (other, 80)):
+        said = rf"inside an epoch of other training data \(80 samples, .*\) than these \({samples} samples, "
+        refuse(said, [*run, "--resume", "auto", "--data-dir", str(folder)])
+    train_distill.main([*run, "--resume", "auto"])
+    train_distill.main([*run, "--resume", "auto", "--data-dir", str(fewer), "--epochs", "2"])  # between epochs it may
+
+
 def test_a_loss_that_is_no_number_stops_the_run(digits, tmp_path):
     run = options(digits, tmp_path, "--epochs", 3, "--lr", "1e30", "--experiment", "run", "--sched", "none")
     refuse("the loss has become infinite or not a number: lower --lr.* before, if there is a checkpoint yet", run)
@@ -479,3 +502,54 @@ def test_an_option_that_makes_it_another_run(digits, tmp_path):
     with pytest.raises(InputError, match="written with --in-chans None, this run has 1"):
         grey = ("--in-chans", 1, "--input-size", 1, 8, 8)
         train_distill.main(options(digits, tmp_path, "--resume", tmp_path / "run", "--epochs", 2, *grey))
+
+
+def test_two_processes_do_not_share_a_folder(digits, tmp_path):
+    """Whoever is killed gives it back, though his data loading worker outlives him by some seconds."""
+    run = options(digits, tmp_path, "--epochs", 200, "--experiment", "run", "--resume", "auto", "--workers", 1)
+    environment = os.environ | {"SNNZOO_BACKEND": "eager", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, str(ROOT / "train_distill.py"), *run], env=environment)
+    try:
+        while not (tmp_path / "run/last.pth.tar").exists() and process.poll() is None:
+            time.sleep(0.02)
+        leftover = tmp_path / "run/.other.tmp"  # such as the first process may be writing
+        leftover.touch()
+        refuse("another process is training in '.*run': wait for its end, or choose another --experiment", run)
+        assert leftover.exists() and process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+    epoch = load(tmp_path / "run/last.pth.tar")["progress"]["epoch"]
+    train_distill.main([*run, "--epochs", str(epoch + 1)])
+    assert not leftover.exists() and rows(tmp_path / "run")[-1]["epoch"] == epoch
+
+
+def test_runs_that_begin_in_one_second_have_folders_of_their_own(digits, tmp_path, monkeypatch):
+    class Noon(runs.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2026, 1, 1, 12)
+
+    monkeypatch.setattr(runs, "datetime", Noon)
+    for _ in range(3):
+        train_distill.main(options(digits, tmp_path))
+    names = ("", "-1", "-2")
+    assert {path.name for path in tmp_path.iterdir()} == {f"20260101-120000-snn_resnet20_t2{name}" for name in names}
+    assert all((path / "summary.csv").exists() for path in tmp_path.iterdir())
+
+
+def test_a_run_that_died_after_its_last_save_is_finished(digits, tmp_path, monkeypatch):
+    run = options(digits, tmp_path, "--epochs", 2, "--experiment", "run", "--resume", "auto")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Records, "close", lambda *_, **__: die())
+        train_distill.main(run)
+    summary = tmp_path / "run/summary.json"
+    assert not json.loads(summary.read_text())["finished"]
+    train_distill.main(run)
+    told = json.loads(summary.read_text())
+    assert told["finished"] and told["epochs"] == 2
+    assert told["best"]["value"] == max(row["eval_top1"] for row in rows(tmp_path / "run"))
+    assert (tmp_path / "run/curves.png").exists() == bool(importlib.util.find_spec("matplotlib"))
+    before = summary.read_text()
+    train_distill.main([*run, "--lr", "7"])  # there is nothing to do with it
+    assert summary.read_text() == before

@@ -11,7 +11,7 @@ import timm
 import torch
 from conftest import ROOT
 from PIL import Image
-from running import load, options, refuse, rows, taught
+from running import assert_same_state, load, options, refuse, rows, taught
 from test_sync import torchrun
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -58,6 +58,37 @@ def test_processes_stop_together_and_go_on(digits, tmp_path):
     again = options(digits, tmp_path, "--epochs", progress["epoch"] + 1, "--batch-size", 20)
     train_distill.main([*again, "--experiment", "run", "--resume", "auto"])
     assert rows(tmp_path / "run")[-1]["epoch"] == progress["epoch"]
+
+
+DIES = """
+import os, sys
+sys.path.insert(0, sys.argv.pop(1))
+import train_distill
+from snnzoo.checkpoints import Checkpoints
+
+save = Checkpoints.save
+
+def save_and_die(self, progress):
+    save(self, progress)
+    self._processes.gather(None)  # the first one has written
+    if progress.updates == 3:
+        os._exit(1)
+
+Checkpoints.save = save_and_die
+train_distill.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_processes_keep_their_own_statistics_inside_an_epoch(digits, tmp_path):
+    """Without --sync-bn each normalises by its own images, and the running statistics become one at the epoch's end."""
+    (tmp_path / "dies.py").write_text(DIES)
+    run = options(digits, tmp_path, "--batch-size", 5, "--recovery-interval", 1, "--model-ema", "--experiment")
+    torchrun(TRAIN, *run, "whole")
+    assert torchrun(tmp_path / "dies.py", ROOT, *run, "cut", check=False).returncode
+    assert load(tmp_path / "cut/last.pth.tar")["progress"]["updates"] == 3
+    torchrun(TRAIN, *run, "cut", "--resume", "auto")
+    assert_same_state(*(load(tmp_path / name / "last.pth.tar") for name in ("cut", "whole")))
 
 
 @pytest.mark.slow

@@ -165,6 +165,28 @@ def test_what_a_run_inherits_from_its_first_weights_is_in_its_options(digits, tm
     refuse("was written with --", [*fixed, "--resume", str(tmp_path / "b"), "--epochs", "4"])
 
 
+def test_a_name_with_another_t_is_the_same_model(digits, tmp_path):
+    """Its neuron and its images are the run's, its T the one that was asked for."""
+    fixed = f"{INHERITS} --data-dir {digits} --output {tmp_path}".split()
+    made = "--model-kwargs depths=(1,1,1) decay=0.9 threshold=0.5 --reset hard --input-size 3 8 8 --mean 0.3"
+    for name, steps in (("a", ()), ("b", ("--num-steps", "3"))):  # T by name, and by an option
+        train_distill.main([*fixed, *made.split(), *steps, "--experiment", name])
+        last = tmp_path / name / "last.pth.tar"
+        model = create_model("snn_resnet20_t4", last)
+        assert (model.act1.params.decay, model.act1.params.threshold, model.act1.params.reset) == (0.9, 0.5, "hard")
+        assert (model.num_steps, model.pretrained_cfg["mean"][0]) == (4, 0.3)
+        assert create_model("snn_resnet20_t4", last, num_steps=6).num_steps == 6
+        assert create_model("snn_resnet20_t2", last).num_steps == (3 if steps else 2)
+        assert hub.model_args(create_teacher("snn_resnet20_t4", 10, checkpoint=last)) == hub.model_args(model)
+        as_two = measured(last, digits, "--model", "snn_resnet20_t2", "--num-steps", "5")
+        assert measured(last, digits, "--model", "snn_resnet20_t4", "--num-steps", "5") == as_two
+    begun = [*fixed, "--model", "snn_resnet20_t4", "--initial-checkpoint", str(last), "--experiment", "c"]
+    train_distill.main(begun)
+    told = load(tmp_path / "c/last.pth.tar")["options"]
+    assert told["model_kwargs"] == {"depths": [1, 1, 1], "decay": 0.9, "threshold": 0.5}
+    assert (told["reset"], told["num_steps"]) == ("hard", None)
+
+
 def test_what_a_run_inherits_from_pretrained_weights_is_in_its_options(digits, tmp_path):
     fixed = f"{INHERITS.replace('_t2', '_t4')} --data-dir {digits} --output {tmp_path} --experiment run".split()
     train_distill.main([*fixed, "--pretrained", "--in-chans", "1", "--input-size", "1", "8", "8"])
@@ -254,6 +276,18 @@ def test_a_recipe_runs_on_the_digits(digits, teacher, tmp_path):
     assert create_model("snn_resnet20_t4", run, num_steps=2).num_steps == 2
     with pytest.raises(InputError, match="does not fit"):
         create_model("snn_resnet20_t4", run, shortcut="conv")
+
+
+def test_a_recipe_without_its_teacher(digits, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("teacher: resnet18\nteacher-checkpoint: t.pth\ninitial-checkpoint: t.pth\nbranches: none\n"
+                      "alpha-schedule: rising\nbeta: halving\n")  # fmt: skip
+    run = ["-c", str(recipe), *options(digits, tmp_path, "--experiment", "run", "--initial-checkpoint", "")]
+    train_distill.main([*run, "--teacher", ""])
+    told = yaml.safe_load((tmp_path / "run/args.yaml").read_text())
+    assert (told["teacher"], told["teacher_checkpoint"], told["branches"]) == ("", None, "main")
+    train_distill.main(["-c", str(tmp_path / "run/args.yaml"), "--resume", "auto", "--epochs", "2"])
+    refuse("no checkpoint file at 't.pth'", run)
 
 
 @pytest.mark.parametrize("extra", [("--mixup", 0.8), ("--cutmix", 1.0, "--mixup", 0.2, "--smoothing", 0.1)])
@@ -396,11 +430,12 @@ def test_numbers_out_of_range(digits, tmp_path):
         ("workers", -1, "at least 0"), ("crop-padding", -1, "at least 0"),
         ("cooldown-epochs", -1, "at least 0"), ("warmup-epochs", -1, "at least 0"), ("mixup", -1, "at least 0"),
         ("in-chans", 0, "at least 1"), ("crop-pct", 0, "above 0"), ("decay-epochs", 0, "above 0"),
-        ("std", 0, "above 0"), ("hflip", 2, r"in \[0, 1\]"), ("model-ema-decay", 2, r"in \[0, 1\]"),
+        ("std", 0, "above 0"), ("input-size", "3 0 8", "at least 1"), ("hflip", 2, r"in \[0, 1\]"),
+        ("model-ema-decay", 2, r"in \[0, 1\]"),
         ("drop", 2, r"in \[0, 1\)"), ("smoothing", -0.5, r"in \[0, 1\)"), ("smoothing", 1.5, r"in \[0, 1\)"),
     ):  # fmt: skip
-        extra = ("--model-ema",) if option == "model-ema-decay" else ()
-        refuse(f"--{option} must be {text}, got", options(digits, tmp_path, *extra, f"--{option}", value))
+        extra = {"model-ema-decay": ("--model-ema",), "decay-epochs": ("--sched", "step")}.get(option, ())
+        refuse(f"--{option} must be {text}, got", options(digits, tmp_path, *extra, f"--{option}", *str(value).split()))
     refuse("--interpolation or --crop-pct does not fit: .*foo", options(digits, tmp_path, "--interpolation", "foo"))
     refuse("read with 1 or 3 channels, the model takes 4: set --in-chans",
            [*options(digits, tmp_path), "--in-chans", "4", "--input-size", "4", "8", "8"])  # fmt: skip
@@ -504,6 +539,19 @@ def test_options_that_do_not_go_together(digits, teacher, tmp_path):
         ("--warmup-lr 0.1", "--warmup-epochs"), ("--remode const", "--reprob"),
     ):  # fmt: skip
         refuse(f"{idle.split()[0]} does nothing without {without}", [*run, *idle.split()])
+    for words, refused in (
+        ("--opt momentum --opt-eps 1e-8", "--opt-eps"), ("--opt adamw --momentum 0.8", "--momentum"),
+        ("--decay-rate 0.5", "--decay-rate"), ("--decay-epochs 3", "--decay-epochs"),
+        ("--sched none --min-lr 0.01", "--min-lr"), ("--sched none --warmup-epochs 2", "--warmup-epochs"),
+        ("--sched none --cooldown-epochs 2", "--cooldown-epochs"), ("--sched step --min-lr 0.01", "--min-lr"),
+        ("--sched plateau --decay-epochs 3", "--decay-epochs"),
+    ):  # fmt: skip
+        refuse(f"{refused} does nothing with", [*run, *words.split()])
+    for words in (
+        "--opt adamw --opt-eps 1e-7", "--sched step --decay-rate 0.5 --decay-epochs 3 --warmup-epochs 1",
+        "--opt lars --momentum 0.8", "--sched plateau --decay-rate 0.5 --min-lr 0.01 --warmup-epochs 1",
+    ):  # fmt: skip
+        train_distill.check_options(train_distill.make_parser().parse_args(words.split()))
     for opt in ("adahessian", "lookahead_adahessian"):
         refuse(f"--opt {opt} needs second derivatives", [*run, "--opt", opt])
     refuse("--opt-betas: --opt adamw takes 2 numbers, got", [*run, "--opt", "adamw", "--opt-betas", "0.9"])

@@ -145,6 +145,12 @@ def test_bad_input(measure, tmp_path):
     refuse("--workers must be at least 0, got -1", [*measure, "--workers", "-1"], validate.main)
     refuse("--interpolation or --crop-pct does not fit", [*measure, "--interpolation", "foo"], validate.main)
     refuse("num_steps must be a whole number of at least 1, got 0", [*measure, "--num-steps", "2", "0"], validate.main)
+    for words, said in (
+        ("--std 0", "--std must be above 0"), ("--crop-pct 0", "--crop-pct must be above 0"),
+        ("--input-size 3 0 8", "--input-size must be at least 1"), ("--input-size 0 8 8", "input channels must be at"),
+        ("--in-chans -1", "input channels must be at least 1, got -1"),
+    ):  # fmt: skip
+        refuse(said, [*measure, *words.split()], validate.main)
     plain = tmp_path / "plain.safetensors"
     save_file(timm.create_model("snn_resnet20_t2", depths=(1, 1, 1)).state_dict(), plain)
     refuse("has no averaged weights", [*ann, "--checkpoint", str(plain), "--use-ema"], validate.main)

@@ -19,6 +19,11 @@ from snnzoo.scripting import as_input_error
 
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 WORKERS = min(4, _CORES)  # timm's default is 4; torch warns where that is more than there are cores
+_RANGES = (
+    ("input_size", lambda x: x >= 1, "at least 1"),
+    ("std", lambda x: x > 0, "above 0"),
+    ("crop_pct", lambda x: x > 0, "above 0"),
+)
 _SPLIT_NAMES = ("train", "training", "val", "validation", "test", "eval")
 
 
@@ -32,8 +37,12 @@ def data_config(options: Mapping[str, Any], model: nn.Module, dataset: str) -> d
             Hub repository that the model is from.
 
     Raises:
-        InputError: values that do not go together.
+        InputError: values out of range, or that do not go together.
     """
+    for key, fits, text in _RANGES:
+        value = options.get(key)
+        if value is not None and not all(map(fits, value if isinstance(value, Sequence) else [value])):
+            raise InputError(f"--{key.replace('_', '-')} must be {text}, got {value}")
     for key in ("mean", "std"):
         if options.get(key) and len(options[key]) not in (1, model.in_chans):
             raise InputError(f"--{key} must be one value or {model.in_chans}, one per channel, got {options[key]}")

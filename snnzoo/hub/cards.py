@@ -57,8 +57,7 @@ import timm, torch
 import snnzoo  # registers the model: without it timm says "Unknown model"
 
 model = timm.create_model({arguments}).eval()
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
-logits = model(torch.zeros(1, {input_size}))  # or: transform(image).unsqueeze(0)
+{forward}
 ```
 
 Another number of classes or input channels, and any of the model's arguments, go into `create_model`.
@@ -94,7 +93,7 @@ def render(folder: Path, repo: str) -> str:
         results=_results(results, has_weights),
         training=_training(name, config, recipe, results),
         arguments=_arguments(name, repo, config, has_weights),
-        input_size=", ".join(map(str, config["pretrained_cfg"]["input_size"])),
+        forward=_forward(config),
     )
 
 
@@ -138,6 +137,18 @@ def _arguments(name: str, repo: str, config: Mapping[str, Any], has_weights: boo
     # a tag knows its number of classes and its input
     known = name.startswith(f"{config['architecture']}.") and name in timm.list_models(include_tags=True)
     return f'"{name if known else config["architecture"]}"'
+
+
+def _forward(config: Mapping[str, Any]) -> str:
+    """The code that shows the model something: an image, or frames of events, which no transform makes."""
+    size, steps = config["pretrained_cfg"]["input_size"], config.get("model_args", {}).get("num_steps")
+    shape = ", ".join(map(str, size))
+    if size[0] not in (1, 3):
+        return f"logits = model(torch.zeros(1, {f'{steps}, ' if steps else ''}{shape}))  # frames of events"
+    return (
+        "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)\n"
+        f"logits = model(torch.zeros(1, {shape}))  # or: transform(image).unsqueeze(0)"
+    )
 
 
 def _tag(config: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import timm
@@ -29,7 +30,7 @@ from snnzoo.hub.run import Run
 from snnzoo.models._cfgs import INITIALISATION
 from snnzoo.models._pretrained import CONFIG, WEIGHTS, in_folder, read_config, sha256
 from snnzoo.modes import evaluating
-from snnzoo.weights import create_model, made_with
+from snnzoo.weights import create_model, made_with, prepared_as
 
 _logger = logging.getLogger(__name__)
 
@@ -92,31 +93,38 @@ def pack(
     if measured:
         of = create_model(f"local-dir:{folder}", pretrained=True) if described is None else described
         check_measurements(measured, of, options)
-    # everything has been read: from here on it is written
-    folder.mkdir(parents=True, exist_ok=True)
-    if recipe:
-        copy(Path(recipe), folder / RECIPE)
-    elif run.options:
-        write_atomically(folder / RECIPE, yaml.safe_dump(run.recipe, sort_keys=False))
     ours = not (folder / CARD).is_file() or cards.MARK in (folder / CARD).read_text(encoding="utf-8")
-    if ours:
-        (folder / CARD).unlink(missing_ok=True)  # rather none than one with the numbers of other weights
-    if model is not None:
-        weights = {key: value.detach().cpu().contiguous() for key, value in described.state_dict().items()}
-        with atomic_path(folder / WEIGHTS) as temporary:
-            save_file(weights, temporary, metadata={"format": "pt"})
-            temporary.chmod(0o644)  # safetensors makes it for the owner alone
-        (folder / RESULTS).unlink(missing_ok=True)
-    if described is not None:
-        _write_config(folder, described, arguments, run.data_config or Run(options).data_config, license)
-    else:
-        _complete_config(folder, license)
-    if measured:
-        facts = {"sha256": in_folder(folder).config["sha256"], "epoch": run.epoch, "averaged": run.averaged}
-        write_atomically(folder / RESULTS, json.dumps(facts | measured, indent=2) + "\n")
-    if ours:
-        write_card(folder, repo)
-    else:
+    with TemporaryDirectory() as temporary:  # the folder stays as it is until all of it has been made
+        made = Path(temporary) / folder.resolve().name
+        made.mkdir()
+        for file in FILES:
+            if (folder / file).is_file():
+                (made / file).symlink_to((folder / file).resolve())
+        if recipe:
+            copy(Path(recipe), made / RECIPE)
+        elif run.options:
+            write_atomically(made / RECIPE, yaml.safe_dump(run.recipe, sort_keys=False))
+        if model is not None:
+            weights = {key: value.detach().cpu().contiguous() for key, value in described.state_dict().items()}
+            with atomic_path(made / WEIGHTS) as temporary_name:
+                save_file(weights, temporary_name, metadata={"format": "pt"})
+            (made / RESULTS).unlink(missing_ok=True)
+        if described is not None:
+            data_config = prepared_as(run.options or options, described.in_chans)
+            _write_config(made, described, arguments, data_config, license)
+        else:
+            _complete_config(made, license)
+        if measured:
+            facts = {"sha256": in_folder(made).config["sha256"], "epoch": run.epoch, "averaged": run.averaged}
+            write_atomically(made / RESULTS, json.dumps(facts | measured, indent=2) + "\n")
+        if ours:
+            write_card(made, repo)
+        for file in FILES:
+            if not (made / file).exists():
+                (folder / file).unlink(missing_ok=True)
+            elif not (made / file).is_symlink():
+                copy(made / file, folder / file)
+    if not ours:
         _logger.warning("%s is not one that `snnzoo pack` has written, and stays as it is", folder / CARD)
     return folder
 

@@ -49,12 +49,6 @@ class Run:
                 kept[key] = _LOCAL + Path(value.removeprefix(_LOCAL)).name
         return kept
 
-    @property
-    def data_config(self) -> dict[str, Any]:
-        """How the run prepared its images, where its options say so."""
-        keys = ("input_size", "mean", "std", "interpolation", "crop_pct")
-        return {key: self.options[key] for key in keys if self.options.get(key)}
-
 
 def load(
     checkpoint: str | Path, name: str | None = None, use_ema: bool = False, **kwargs: Any
