@@ -42,7 +42,7 @@ from snnzoo.processes import Processes
 from snnzoo.randomness import host_rng_preserved, seed_all, seed_of
 from snnzoo.records import Records, is_finished
 from snnzoo.runs import resume, run_dir
-from snnzoo.scripting import as_input_error, model_kwargs, parse_with_config, run
+from snnzoo.scripting import as_input_error, in_chans, model_kwargs, parse_with_config, run
 from snnzoo.sync import OWN_BUFFERS, synchronise
 from snnzoo.weights import create_model
 
@@ -55,7 +55,7 @@ def build_student(args) -> torch.nn.Module:
         create_model,
         use_ema=None,
         num_classes=args.num_classes,
-        in_chans=args.in_chans or (args.input_size and args.input_size[0]),
+        in_chans=in_chans(args),
         drop_rate=args.drop,
         num_steps=args.num_steps,
         grad_method=args.grad_method,

@@ -25,7 +25,7 @@ from snnzoo.files import new_file
 from snnzoo.hub import digest
 from snnzoo.processes import Processes
 from snnzoo.records import versions
-from snnzoo.scripting import as_input_error, model_kwargs, parse_with_config, run
+from snnzoo.scripting import as_input_error, in_chans, model_kwargs, parse_with_config, run
 from snnzoo.weights import create_model
 
 _logger = logging.getLogger("validate")
@@ -103,7 +103,7 @@ def measure(args: argparse.Namespace, processes: Processes) -> list[dict]:
         args.checkpoint,
         use_ema=args.use_ema,
         pretrained=args.pretrained or not args.checkpoint,
-        in_chans=args.in_chans or (args.input_size and args.input_size[0]),
+        in_chans=in_chans(args),
         num_classes=args.num_classes,
         num_steps=args.num_steps and args.num_steps[0],
         **model_kwargs(args),

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset
 
 from snnzoo.errors import InputError
 from snnzoo.processes import Processes
-from snnzoo.scripting import model_kwargs
+from snnzoo.scripting import in_chans, model_kwargs
 from snnzoo.weights import create_model
 
 
@@ -45,16 +45,12 @@ def make_model(args: argparse.Namespace) -> nn.Module:
     """
     if args.input_size and min(args.input_size) < 1:
         raise InputError(f"--input-size must be at least 1 1 1, got {' '.join(map(str, args.input_size))}")
-    for option, least in (("in_chans", 1), ("num_classes", 0)):
-        value = getattr(args, option)
-        if value is not None and value < least:
-            raise InputError(f"--{option.replace('_', '-')} must be at least {least}, got {value}")
     return create_model(
         args.model,
         args.checkpoint,
         args.use_ema,
         pretrained=args.pretrained,
-        in_chans=args.in_chans or (args.input_size and args.input_size[0]),
+        in_chans=in_chans(args),
         num_classes=args.num_classes,
         num_steps=args.num_steps,
         **model_kwargs(args),

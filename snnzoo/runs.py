@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import itertools
 import logging
 from collections.abc import Iterator
 from datetime import datetime
@@ -82,14 +81,14 @@ def _open(args: argparse.Namespace) -> tuple[Path, AcquireReturnProxy]:
 
 def _make_new(folder: Path) -> Path:
     """A folder of that name, or with a number behind it: runs may begin in the same second."""
-    made = folder
-    for number in itertools.count(1):
+    made, number = folder, 0
+    while True:
         try:
             made.mkdir(parents=True)
             return made
         except FileExistsError:
+            number += 1
             made = folder.with_name(f"{folder.name}-{number}")
-    raise AssertionError
 
 
 def find_checkpoints(path: Path) -> list[Path]:

@@ -77,6 +77,11 @@ def _converted(action: argparse.Action, value):
         raise ValueError(expected) from error
 
 
+def in_chans(args: argparse.Namespace) -> int | None:
+    """``--in-chans``, or as many as ``--input-size`` has; None for the model's own."""
+    return args.in_chans if args.in_chans is not None else args.input_size and args.input_size[0]
+
+
 def model_kwargs(args: argparse.Namespace) -> dict[str, Any]:
     """What ``--model-kwargs`` adds to the options that have a name of their own.
 

@@ -54,8 +54,9 @@ def create_model(
     name = _known_name(name)
     if use_ema and not checkpoint:
         raise InputError("averaged weights are those of a training checkpoint: give its file")
-    if kwargs.get("in_chans") is not None and kwargs["in_chans"] < 1:
-        raise InputError(f"model {name!r}: the number of input channels must be at least 1, got {kwargs['in_chans']}")
+    for key, least in (("in_chans", 1), ("num_classes", 0)):
+        if kwargs.get(key) is not None and kwargs[key] < least:
+            raise InputError(f"model {name!r}: {key} must be at least {least}, got {kwargs[key]}")
     options, _, arch = read_run(checkpoint) if checkpoint else ({}, None, None)
     asked, of_run = name.split(".")[0], {str(options.get("model")).split(".")[0], arch}
     of_this_model = _but_for_steps(asked) in map(_but_for_steps, of_run)

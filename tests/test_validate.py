@@ -147,8 +147,8 @@ def test_bad_input(measure, tmp_path):
     refuse("num_steps must be a whole number of at least 1, got 0", [*measure, "--num-steps", "2", "0"], validate.main)
     for words, said in (
         ("--std 0", "--std must be above 0"), ("--crop-pct 0", "--crop-pct must be above 0"),
-        ("--input-size 3 0 8", "--input-size must be at least 1"), ("--input-size 0 8 8", "input channels must be at"),
-        ("--in-chans -1", "input channels must be at least 1, got -1"),
+        ("--input-size 3 0 8", "--input-size must be at least 1"), ("--input-size 0 8 8", "in_chans must be at"),
+        ("--in-chans -1", "in_chans must be at least 1, got -1"),
     ):  # fmt: skip
         refuse(said, [*measure, *words.split()], validate.main)
     plain = tmp_path / "plain.safetensors"
