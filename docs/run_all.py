@@ -168,7 +168,7 @@ def make_world(folder: Path, hub) -> None:
     shutil.copy(TEACHER, "teacher.safetensors")
     save_file(timm.create_model("cifar_resnet18").state_dict(), "resnet18.safetensors")
     recipe = ROOT / "hub_configs/snn_resnet20_t4.c10/recipe.yaml"
-    train_distill.main(f"-c {recipe} {train} student".split())
+    train_distill.main(f"-c {recipe} --initial-checkpoint {TEACHER} {train} student".split())
 
     measure = "--data-dir cifar10 --workers 0 --device cpu"
     steps = f"--model snn_resnet20_t4 --checkpoint {STUDENT} --num-steps 1 2 4 --results-file results.csv"
