@@ -689,6 +689,15 @@ def test_connect(connect):
     assert (counts.max() > 2) == (connect == "add")  # only sums of spikes go beyond one a step
 
 
+def test_branches_that_let_the_shortcut_through_do_so_in_16_bits():
+    """0.7 in bfloat16 is less than 0.7."""
+    kwargs = dict(stem="cifar", depths=(1, 1), channels=(64, 64), threshold=0.7, grad_method="bptt")
+    model = timm.create_model("snn_sew_resnet18_t1", connect="and", **kwargs)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        rates = model.forward_intermediates(torch.randn(2, 3, 16, 16), intermediates_only=True)
+    assert all(rate.mean() > 0.1 for rate in rates)
+
+
 # --- bad input ---------------------------------------------------------------------------------------------------
 
 
