@@ -4,10 +4,11 @@ A folder holds ``config.json`` (timm's, with everything that makes the model aga
 ``README.md`` (the model card), and where there are any ``recipe.yaml`` and ``results.json``. Nothing is ever pickled.
 """
 
+import contextlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -94,20 +95,15 @@ def pack(
         of = create_model(f"local-dir:{folder}", pretrained=True) if described is None else described
         check_measurements(measured, of, options)
     ours = not (folder / CARD).is_file() or cards.MARK in (folder / CARD).read_text(encoding="utf-8")
-    with TemporaryDirectory() as temporary:  # the folder stays as it is until all of it has been made
-        made = Path(temporary) / folder.resolve().name
-        made.mkdir()
-        for file in FILES:
-            if (folder / file).is_file():
-                (made / file).symlink_to((folder / file).resolve())
+    with _all_or_nothing(folder) as made:
         if recipe:
             copy(Path(recipe), made / RECIPE)
         elif run.options:
             write_atomically(made / RECIPE, yaml.safe_dump(run.recipe, sort_keys=False))
         if model is not None:
             weights = {key: value.detach().cpu().contiguous() for key, value in described.state_dict().items()}
-            with atomic_path(made / WEIGHTS) as temporary_name:
-                save_file(weights, temporary_name, metadata={"format": "pt"})
+            with atomic_path(made / WEIGHTS) as temporary:
+                save_file(weights, temporary, metadata={"format": "pt"})
             (made / RESULTS).unlink(missing_ok=True)
         if described is not None:
             data_config = prepared_as(run.options or options, described.in_chans)
@@ -119,14 +115,26 @@ def pack(
             write_atomically(made / RESULTS, json.dumps(facts | measured, indent=2) + "\n")
         if ours:
             write_card(made, repo)
+    if not ours:
+        _logger.warning("%s is not one that `snnzoo pack` has written, and stays as it is", folder / CARD)
+    return folder
+
+
+@contextlib.contextmanager
+def _all_or_nothing(folder: Path) -> Iterator[Path]:
+    """A folder of the same name and contents to make files in; they go into ``folder`` when the block has succeeded."""
+    with TemporaryDirectory() as temporary:
+        made = Path(temporary) / folder.resolve().name
+        made.mkdir()
+        for file in FILES:
+            if (folder / file).is_file():
+                (made / file).symlink_to((folder / file).resolve())
+        yield made
         for file in FILES:
             if not (made / file).exists():
                 (folder / file).unlink(missing_ok=True)
             elif not (made / file).is_symlink():
                 copy(made / file, folder / file)
-    if not ours:
-        _logger.warning("%s is not one that `snnzoo pack` has written, and stays as it is", folder / CARD)
-    return folder
 
 
 def write_card(folder: Path, repo: str | None = None) -> None:
