@@ -231,8 +231,9 @@ def _run_neuron(fn: Callable, run: Callable, current: Current | Tensor, params: 
 
 
 def _is_traced() -> bool:
-    """Inside somebody else's compilation or trace, where the plain function is what they want to see."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    """Inside somebody else's compilation, trace or function transform, where they want to see the plain function."""
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None  # torch.func's grad, vmap, jvp …
+    return transformed or torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def _run(fn: Callable, first: Tensor | tuple[Tensor, ...], *args):

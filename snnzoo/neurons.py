@@ -128,11 +128,16 @@ class LIFParams:
 class _Spike(torch.autograd.Function):
     """Step function with a surrogate derivative."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, u: Tensor, params: LIFParams) -> Tensor:
-        ctx.save_for_backward(u)
-        ctx.params = params
+    def forward(u: Tensor, params: LIFParams) -> Tensor:
         return (u >= params.threshold).to(u.dtype)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        u, ctx.params = inputs
+        ctx.save_for_backward(u)
 
     @staticmethod
     def backward(ctx, grad: Tensor):

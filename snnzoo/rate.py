@@ -77,13 +77,18 @@ def time_mean(x: Tensor) -> Tensor:
 class _ConvOfRate(torch.autograd.Function):
     """``value`` forward; backward that of ``conv2d(rate, weight, bias)`` (Eq. 13), which is never computed."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, rate, weight, bias, value, stride, padding, dilation, groups):
+    def forward(rate, weight, bias, value, stride, padding, dilation, groups):
+        return value.view_as(value)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        rate, weight, bias, value, *ctx.conv = inputs
         # Under autocast the spike pass ran in a lower precision: so does the backward pass, on half the memory.
         ctx.save_for_backward(rate.to(value.dtype), weight)
         ctx.bias_sizes = None if bias is None else [bias.shape[0]]
-        ctx.conv = (stride, padding, dilation, groups)
-        return value.view_as(value)
 
     @staticmethod
     def backward(ctx, grad):
@@ -146,14 +151,19 @@ class _SumOfRates(torch.autograd.Function):
     for each None, or (eps, of_batch).
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, norms, value, slope, *inputs):
-        ctx.norms = norms
+    def forward(norms, value, slope, *inputs):
+        return value.view_as(value)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.norms, _, slope, *inputs = inputs
         terms = [inputs[i : i + 5] for i in range(0, len(inputs), 5)]
         kept = [(None, None, None, None) if norm is None else (x, weight, mean, var)
-                for norm, (x, weight, _, mean, var) in zip(norms, terms, strict=True)]  # fmt: skip
+                for norm, (x, weight, _, mean, var) in zip(ctx.norms, terms, strict=True)]  # fmt: skip
         ctx.save_for_backward(slope, *(tensor for term in kept for tensor in term))
-        return value.view_as(value)
 
     @staticmethod
     def backward(ctx, grad):
