@@ -70,7 +70,7 @@ def main() -> None:
             norm.weight[rows] = (norm.running_var + norm.eps).sqrt()[rows]
             norm.bias[rows] = norm.running_mean[rows]
         again = torch.cat([before(batch).argmax(1) == after(batch).argmax(1) for batch in batches]).float().mean()
-    print(f"logits differ by {worst:.3g} at most with the identity; {100 * again:.2f} % of the answers are the same after")
+    print(f"logits differ by {worst:.3g} with the identity; after, {100 * again:.2f} % of the answers are the same")
     save_file(after.state_dict(), args.output)
 
 
