@@ -230,10 +230,14 @@ def _run_neuron(fn: Callable, run: Callable, current: Current | Tensor, params: 
     return tuple(map(layout.restore, result)) if isinstance(result, tuple) else layout.restore(result)
 
 
+def is_transformed() -> bool:
+    """Inside one of torch.func's transforms: grad, vmap …"""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
 def _is_traced() -> bool:
     """Inside somebody else's compilation, trace or function transform, where they want to see the plain function."""
-    transformed = torch._C._functorch.peek_interpreter_stack() is not None  # torch.func's grad, vmap, jvp …
-    return transformed or torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed()
 
 
 def _run(fn: Callable, first: Tensor | tuple[Tensor, ...], *args):
