@@ -100,7 +100,7 @@ class _ConvOfRate(torch.autograd.Function):
 def _twin(function: type[torch.autograd.Function], value: int) -> type[torch.autograd.Function]:
     """``function`` for torch.func, which wants forward, that is input ``value``, apart from what it keeps.
 
-    Apart, a call takes 40 microseconds more, so elsewhere they are one.
+    Apart, a training step of snn_resnet20_t4 with four images took 9 % longer, so elsewhere they are one.
     """
 
     class Twin(function):
