@@ -1,8 +1,7 @@
 """``train_distill.py`` with other neurons or norms, for one comparison; not a part of the package.
 
-python c10-neurons-2026-11-28.py VARIANT [what train_distill.py takes]
+python train.py VARIANT [what train_distill.py takes]
 
-- ``plain``: as it is
 - ``first-membrane``: a membrane from before the first step is worth a quarter of the threshold there
 - ``learned``: that and the decay, one of each for every channel, beginning at 0 and 0.5
 - ``frozen-norms``: the student's batch norms stay with the running statistics that they begin with
@@ -18,7 +17,7 @@ from torch import nn
 import snnzoo.weights
 from snnzoo import layers, neurons
 
-MAIN = Path(__file__).parents[2] / "train_distill.py"
+MAIN = Path(__file__).parents[3] / "train_distill.py"
 
 
 def first_membrane():
@@ -52,12 +51,7 @@ def frozen_norms():
     layers.BatchNorm2d.train = lambda self, mode=True: nn.Module.train(self, False)
 
 
-VARIANTS = {
-    "plain": lambda: None,
-    "first-membrane": first_membrane,
-    "learned": learned,
-    "frozen-norms": frozen_norms,
-}
+VARIANTS = {"first-membrane": first_membrane, "learned": learned, "frozen-norms": frozen_norms}
 
 if __name__ == "__main__":
     VARIANTS[sys.argv.pop(1)]()
