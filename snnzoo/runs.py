@@ -27,6 +27,7 @@ from snnzoo.errors import InputError
 from snnzoo.files import remove_leftovers
 from snnzoo.processes import Processes
 from snnzoo.randomness import set_rng_state
+from snnzoo.records import is_finished
 from snnzoo.scripting import as_input_error
 
 _logger = logging.getLogger(__name__)
@@ -149,7 +150,8 @@ def resume(args: argparse.Namespace, folder: Path, training: Training, processes
             f"--resume: {str(path)!r} lies inside an epoch of other training data ({was}) than these ({now}): take "
             f"those, or go on from a checkpoint-<epoch>"
         )
-    if progress.epoch >= epochs and args.resume != "auto":
+    ended = path.resolve().parent != folder.resolve() or processes.from_first(is_finished(folder))
+    if progress.epoch >= epochs and args.resume != "auto" and ended:
         raise InputError(f"nothing to do: {args.resume!r} has all of {epochs} epochs; set --epochs higher")
     with as_input_error(f"--resume {path}"):
         training.load(state, progress)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -538,18 +539,24 @@ def test_runs_that_begin_in_one_second_have_folders_of_their_own(digits, tmp_pat
     assert all((path / "summary.csv").exists() for path in tmp_path.iterdir())
 
 
-def test_a_run_that_died_after_its_last_save_is_finished(digits, tmp_path, monkeypatch):
+@pytest.mark.parametrize("by", ["auto", "folder"])
+def test_a_run_that_died_after_its_last_save_is_finished(digits, tmp_path, monkeypatch, by):
     run = options(digits, tmp_path, "--epochs", 2, "--experiment", "run", "--resume", "auto")
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Records, "close", lambda *_, **__: die())
         train_distill.main(run)
     summary = tmp_path / "run/summary.json"
     assert not json.loads(summary.read_text())["finished"]
+    if by == "folder":
+        run[-1] = str(tmp_path / "run")
+        with pytest.raises(InputError, match="nothing to do"):  # nothing in a folder of its own
+            train_distill.main([*run, "--experiment", "other"])
     train_distill.main(run)
     told = json.loads(summary.read_text())
     assert told["finished"] and told["epochs"] == 2
     assert told["best"]["value"] == max(row["eval_top1"] for row in rows(tmp_path / "run"))
     assert (tmp_path / "run/curves.png").exists() == bool(importlib.util.find_spec("matplotlib"))
     before = summary.read_text()
-    train_distill.main([*run, "--lr", "7"])  # there is nothing to do with it
+    with nullcontext() if by == "auto" else pytest.raises(InputError, match="nothing to do"):
+        train_distill.main([*run, "--lr", "7"])
     assert summary.read_text() == before
