@@ -295,6 +295,14 @@ def fit(args, training, batches, val_batches, processes, progress, checkpoints, 
             )
 
 
+def save_picture(folder: Path, records: Records) -> None:
+    """The curves in the run's folder, where they can be drawn."""
+    try:
+        save_curves(folder, records.rows)
+    except InputError as error:
+        _logger.info(f"no picture of the curves: {error}")
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse_with_config(make_parser(__doc__), argv)
     check_options(args)
@@ -330,20 +338,19 @@ def train(args, training, batches, val_batches, facts, processes, folder, epochs
         f"{processes.count} process(es), snnzoo {snnzoo.__version__}, {folder}"
     )
 
+    finished = False
     try:
         fit(args, training, batches, val_batches, processes, progress, checkpoints, records, epochs)
+        if records:
+            save_picture(folder, records)
+        finished = True
     except Stopped as stopped:
         _logger.info(f"{stopped} in epoch {progress.epoch}; go on with --resume {folder}")
         processes.close()
         raise SystemExit(128 + stopped.signum) from None
     finally:
         if records:
-            records.close(finished=progress.epoch >= epochs)
-    if records:
-        try:
-            save_curves(folder, records.rows)
-        except InputError as error:
-            _logger.info(f"no picture of the curves: {error}")
+            records.close(finished)
     if progress.best_epoch is not None:
         best = f"best {judged_by(vars(args))} {progress.best_metric:.2f} in epoch {progress.best_epoch}"
         _logger.info(f"{best}: {folder / BEST}")

@@ -539,11 +539,12 @@ def test_runs_that_begin_in_one_second_have_folders_of_their_own(digits, tmp_pat
     assert all((path / "summary.csv").exists() for path in tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("by", ["auto", "folder"])
-def test_a_run_that_died_after_its_last_save_is_finished(digits, tmp_path, monkeypatch, by):
+@pytest.mark.parametrize(("dies", "by"), [((Records, "close"), "auto"), ((Records, "close"), "folder"),
+                                          ((train_distill, "save_curves"), "auto")])  # fmt: skip
+def test_a_run_that_died_after_its_last_save_is_finished(digits, tmp_path, monkeypatch, dies, by):
     run = options(digits, tmp_path, "--epochs", 2, "--experiment", "run", "--resume", "auto")
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Records, "close", lambda *_, **__: die())
+        patch.setattr(*dies, lambda *_, **__: die())
         train_distill.main(run)
     summary = tmp_path / "run/summary.json"
     assert not json.loads(summary.read_text())["finished"]
