@@ -150,7 +150,9 @@ def resume(args: argparse.Namespace, folder: Path, training: Training, processes
             f"--resume: {str(path)!r} lies inside an epoch of other training data ({was}) than these ({now}): take "
             f"those, or go on from a checkpoint-<epoch>"
         )
-    ended = path.resolve().parent != folder.resolve() or processes.from_first(is_finished(folder))
+    # a run that died between its last save and its end has its records to finish
+    same_run = path.resolve().parent == folder.resolve() and state["options"]["epochs"] == args.epochs
+    ended = not same_run or processes.from_first(is_finished(folder))
     if progress.epoch >= epochs and args.resume != "auto" and ended:
         raise InputError(f"nothing to do: {args.resume!r} has all of {epochs} epochs; set --epochs higher")
     with as_input_error(f"--resume {path}"):

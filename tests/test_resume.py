@@ -550,8 +550,9 @@ def test_a_run_that_died_after_its_last_save_is_finished(digits, tmp_path, monke
     assert not json.loads(summary.read_text())["finished"]
     if by == "folder":
         run[-1] = str(tmp_path / "run")
-        with pytest.raises(InputError, match="nothing to do"):  # nothing in a folder of its own
-            train_distill.main([*run, "--experiment", "other"])
+        for other in (("--experiment", "other"), ("--epochs", "1")):  # these are not that run's end
+            with pytest.raises(InputError, match="nothing to do"):
+                train_distill.main([*run, *other])
     train_distill.main(run)
     told = json.loads(summary.read_text())
     assert told["finished"] and told["epochs"] == 2
