@@ -71,19 +71,19 @@ def train(recordings: list[tuple[Path, int]]) -> nn.Module:
     return model.eval()
 
 
-def stream(path: Path, frames: Tensor) -> list[np.ndarray]:
-    """The mean of the logits after each frame, from an ONNX file that keeps its membranes outside."""
+def stream(path: Path, frames: Tensor, readout_decay: float) -> list[np.ndarray]:
+    """The model's logits after each frame, from an ONNX file that keeps its membranes, and its read-out, outside."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     _, *states = session.get_inputs()
     membranes = {state.name: np.zeros(state.shape, np.float32) for state in states}
-    total, answers = 0.0, []
-    for step, frame in enumerate(frames, start=1):
+    total, weight, answers = 0.0, 0.0, []
+    for frame in frames:
         logits, *after = session.run(None, {"images": frame[None].numpy(), **membranes})
         membranes = dict(zip(membranes, after, strict=True))
-        total = total + logits[0]
-        answers.append(total / step)
+        total, weight = readout_decay * total + logits[0], readout_decay * weight + 1
+        answers.append(total / weight)
     return answers
 
 
@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
     frames = (read_recording(path, steps, size) - mean) / std
     onnx_file = args.output / "stream.onnx"
     export_onnx(model.eval(), onnx_file, (model.in_chans, *size), mode="stateful")
-    for step, logits in enumerate(stream(onnx_file, frames), start=1):
+    for step, logits in enumerate(stream(onnx_file, frames, model.readout_decay), start=1):
         share = torch.softmax(torch.from_numpy(logits), 0)
         print(f"frame {step}/{steps}   class {int(share.argmax())}, {share.max():.0%}")
     with torch.no_grad():

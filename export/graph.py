@@ -217,12 +217,20 @@ class Flatten(Node):
 
 @dataclass(frozen=True, eq=False)
 class Output(Node):
-    """What the network answers: the mean of its input over time."""
+    """What the network answers: the mean of its input over time, weighted by ``decay`` (:func:`snnzoo.rate.time_mean`).
 
+    Attributes:
+        decay: what is left of the read-out's state after one step; 1 is the plain mean.
+    """
+
+    decay: float = 1.0
     kind: ClassVar[str] = "output"
 
     def apply(self, x: Tensor) -> Tensor:
         return x
+
+    def describe(self) -> str:
+        return "" if self.decay == 1 else f"decay {self.decay:g}"
 
 
 def _image(shape: Shape) -> Shape:

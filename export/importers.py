@@ -24,6 +24,7 @@ from snnzoo.export.nir import DT, _nir, order, refusals, to_nir
 from snnzoo.export.parity import compare
 from snnzoo.export.trace import trace
 from snnzoo.files import write_atomically
+from snnzoo.rate import time_mean
 
 
 def _snntorch(read, reset: str) -> nn.Module:
@@ -105,7 +106,8 @@ def run_file(path: str | Path, importer: str, graph: Graph, images: Tensor) -> R
         output = net(images, state)
         output, state = output if isinstance(output, tuple) else (output, None)
         logits.append(output.float())
-    return Run(torch.stack(logits).mean(0), {name: torch.stack(steps) for name, steps in seen.items()}, {})
+    answer = time_mean(torch.stack(logits), graph.output.decay)
+    return Run(answer, {name: torch.stack(steps) for name, steps in seen.items()}, {})
 
 
 _SMALL = dict(depths=(1, 2), channels=(8, 16), num_classes=10)

@@ -60,7 +60,7 @@ def interpret(graph: Graph, images: Tensor, given: Mapping[str, Tensor] | None =
         else:
             value = node.apply(*xs)
         if node.name == averaged:
-            value = time_mean(value)[None]
+            value = time_mean(value, graph.output.decay)[None]
         values[node.name] = value
         if isinstance(node, Output):
             return Run(value[0], spikes, membranes)

@@ -5,7 +5,7 @@ file here is written for importers that step as ``u = decay v + I`` with ``dt = 
 exact there, and the discrete numbers (decay, threshold, reset, dt, T) are in the metadata as well.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,8 @@ def export_nir(
 ) -> dict[str, Any]:
     """Write a spiking model as a NIR file, read it back, and compare spikes and logits.
 
-    The file computes one step; the answer is the mean of the steps' outputs.
+    The file computes one step; the answer is the mean of the steps' outputs (weighted as :func:`snnzoo.rate.time_mean`
+    does, if the metadata have a ``readout_decay``).
 
     Args:
         model: a spiking zoo model; it is not changed.
@@ -240,6 +241,8 @@ def to_nir(graph: Graph, target: str = "any"):
         "made_by": f"snnzoo {__version__}",
         "nodes": "\n".join(nodes),  # in their order, which the file does not keep
     }
+    if graph.output.decay != 1:
+        metadata["readout_decay"] = graph.output.decay
     metadata |= {key: np.array(graph.metadata[key]) for key in ("mean", "std") if graph.metadata.get(key)}
     if graph.metadata.get("labels"):
         metadata["labels"] = "\n".join(map(str, graph.metadata["labels"]))
@@ -326,6 +329,8 @@ def load(path: str | Path) -> Graph:
                 nodes.append(Add(join, inputs[:2]))
                 inputs = (join, *inputs[2:])
             nodes.append(_restore(nir, node, name, inputs))
+        if nodes and isinstance(nodes[-1], Output):
+            nodes[-1] = replace(nodes[-1], decay=float(read.metadata.get("readout_decay", 1)))
         metadata = {key: read.metadata[key].tolist() for key in ("mean", "std") if key in read.metadata}
         labels = read.metadata.get("labels")
         metadata["labels"] = None if labels is None else _text(labels).split("\n")

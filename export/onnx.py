@@ -15,6 +15,7 @@ from snnzoo.export.interpret import Run, watch
 from snnzoo.export.parity import compare, float_images, images_or_noise, same_top1
 from snnzoo.export.report import make_report, new_export, write_report
 from snnzoo.export.trace import float_copy, trace
+from snnzoo.rate import time_mean
 
 MODES = ("unrolled", "stateful")
 OPSETS = range(13, 22)  # per-channel quantisation begins with 13; onnxruntime 1.18 ends with 21
@@ -38,7 +39,8 @@ def export_onnx(
 
     ``unrolled``: ``images`` ``[B, C, H, W]`` in, ``logits`` ``[B, classes]`` out, averaged over the model's
     ``num_steps``. ``stateful``: one step; besides, a membrane ``<layer>.membrane`` in and ``<layer>.membrane_out`` out
-    for each layer of neurons, zero at the start; the answer is the mean of the steps' logits.
+    for each layer of neurons, zero at the start; the answer is the mean of the steps' logits (weighted as
+    :func:`snnzoo.rate.time_mean` does, if the metadata have a ``readout_decay``).
 
     Args:
         model: a zoo model, spiking or not, or another classifier that :func:`~snnzoo.export.trace.trace` knows.
@@ -135,6 +137,7 @@ class OnnxEngine:
         self.batch = images.shape[0] if isinstance(images.shape[0], int) else None
         metadata = self.session.get_modelmeta().custom_metadata_map
         self.num_steps = json.loads(metadata["num_steps"]) if self.state_shapes else 1
+        self.readout_decay = json.loads(metadata.get("readout_decay", "1"))
 
     def __call__(self, images: Tensor) -> Tensor:
         return self.run(images, [])[0]
@@ -152,7 +155,7 @@ class OnnxEngine:
                 states = dict(zip(states, rest, strict=False))
                 steps.append(torch.from_numpy(y))
                 seen += rest[len(outs) :]
-            logits.append(torch.stack(steps).mean(0))
+            logits.append(time_mean(torch.stack(steps), self.readout_decay))
             others.append([torch.from_numpy(array) for array in seen])
         return torch.cat(logits), others
 
@@ -196,6 +199,8 @@ def _lost(before: Run, after: Run) -> dict[str, Any]:
 
 def _metadata(graph: Graph, mode: str) -> dict[str, Any]:
     metadata = {"model": graph.name, "mode": mode, "num_steps": graph.num_steps, "input_size": graph.input.shape}
+    if graph.output.decay != 1:
+        metadata["readout_decay"] = graph.output.decay
     metadata |= graph.metadata
     for key in ("decay", "threshold", "reset"):
         values = {getattr(node.params, key) for node in graph.lifs}

@@ -120,8 +120,19 @@ class _Builder:
             value = _Value(self.one(node), constant=self.values[node.inputs[0]].constant)
         self.values[node.name] = value
         if node.name == self.mean_of and not value.constant:
-            mean = self.op("Mean", self.split(node.name), f"{node.name}/mean_over_time")
-            self.values[node.name] = _Value(mean, constant=True)
+            self.values[node.name] = _Value(self.mean(node.name, self.split(node.name)), constant=True)
+
+    def mean(self, name: str, steps: list[str]) -> str:
+        """:func:`snnzoo.rate.time_mean`, unrolled."""
+        decay = self.graph.output.decay
+        if decay == 1:
+            return self.op("Mean", steps, f"{name}/mean_over_time")
+        keeps, (state, *later) = self.scalar("readout_decay", decay), steps
+        for t, step in enumerate(later, start=2):
+            left = self.op("Mul", [state, keeps], f"{name}/t{t}/left")
+            state = self.op("Add", [left, step], f"{name}/t{t}/read_out")
+        weight = self.scalar("readout_weight", sum(decay**t for t in range(len(steps))))
+        return self.op("Div", [state, weight], f"{name}/mean_over_time")
 
     def answer(self, node: Output) -> None:
         """The last tensor, renamed where nothing else reads it and it is not a layer's spikes."""

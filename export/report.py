@@ -30,6 +30,7 @@ def make_report(graph: Graph, target: str, path: str | Path, parity: Parity | No
         "input_size": list(graph.input.shape),
         "num_steps": graph.num_steps,
         "neurons": [dict(zip(("decay", "threshold", "reset"), neuron, strict=True)) for neuron in neurons],
+        "readout_decay": graph.output.decay,
         "parameters": graph.num_parameters,
         **graph.metadata,
         **more,
@@ -83,6 +84,8 @@ def as_text(report: dict[str, Any]) -> str:
     lines += [f"parameters  {report['parameters']:,}, {len(report['folded'])} batch norms folded"]
     for neuron in report["neurons"]:
         lines += [f"neurons     decay {neuron['decay']:g}, threshold {neuron['threshold']:g}, {neuron['reset']} reset"]
+    if report["readout_decay"] != 1:
+        lines += [f"read-out    leaky, decay {report['readout_decay']:g}"]
     lines += [f"changed     {change}" for change in report["changed"]]
     if parity:
         lines += [

@@ -122,6 +122,7 @@ class _Builder:
     _names: dict[fx.Node, str] = field(default_factory=dict)  # the node that holds a step's value
     _shapes: dict[str, Shape] = field(default_factory=dict)
     _averaged: set[str] = field(default_factory=set)  # nodes after the mean over time, which must be linear
+    _decay: float = 1.0  # of that mean
 
     def visit(self, step: fx.Node) -> None:
         if step.op == "placeholder":
@@ -129,7 +130,7 @@ class _Builder:
                 self._names[step] = self._emit(Input, "images", (), shape=self.input_size)
             return
         if step.op == "output":
-            self._emit(Output, "logits", self._inputs(step))
+            self._emit(Output, "logits", self._inputs(step), decay=self._decay)
             return
         if step.op == "call_module":
             module = self.model.get_submodule(step.target)
@@ -213,6 +214,7 @@ class _Builder:
             return inputs[0]
         if step.target is layers.to_rate:
             self._averaged.add(inputs[0])
+            self._decay = step.args[2]
             return inputs[0]
         stack = list(step.meta.get("nn_module_stack") or ())
         path = f"{stack[-1]}." if stack and stack[-1] else ""

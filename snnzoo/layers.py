@@ -97,10 +97,11 @@ def hold(x: TimeSeries, num_steps: int) -> TimeSeries:
     return x.expand(num_steps, *x.shape[1:])
 
 
-def to_rate(x: TimeSeries, dtype: torch.dtype) -> Tensor:
-    """The mean over time ``[B, ...]``, inside the graph; in ``dtype`` where rate-based training has it in float32."""
+def to_rate(x: TimeSeries, dtype: torch.dtype, decay: float) -> Tensor:
+    """The mean over time ``[B, ...]``, inside the graph, later steps weighted more where ``decay`` is below 1 (see
+    :func:`snnzoo.rate.time_mean`); in ``dtype`` where rate-based training has it in float32."""
     x = settle(x)
-    return x.rate.to(dtype) if isinstance(x, Signal) else rate.time_mean(x)
+    return rate.read_out(x, decay).to(dtype) if isinstance(x, Signal) else rate.time_mean(x, decay)
 
 
 class Linear(nn.Linear):

@@ -65,10 +65,21 @@ def regular(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.channels_last) if odd else x
 
 
-def time_mean(x: Tensor) -> Tensor:
-    """``[T, B, ...]`` to its mean over time ``[B, ...]``, in the memory format of the steps."""
+def time_mean(x: Tensor, decay: float = 1.0) -> Tensor:
+    """``[T, B, ...]`` to its mean over time ``[B, ...]``, in the memory format of the steps.
+
+    Args:
+        x: values at each step; a first axis of 1 is a value that holds at every step.
+        decay: what a step counts of the one after it: ``sum_t decay^(T - t) x[t] / sum_t decay^(T - t)``, the state
+            of a leaky integrator after the last step.
+    """
     if x.shape[0] == 1:
         return x[0]
+    if decay != 1:
+        state, weight = x[0].to(torch.promote_types(x.dtype, torch.float32)), 1.0
+        for step in x[1:]:
+            state, weight = torch.add(step, state, alpha=decay), 1 + decay * weight
+        return (state / weight).to(x.dtype)
     if x.ndim == 5 and not x[0].is_contiguous():  # channels-last, which torch's mean would undo
         return x.movedim(2, -1).mean(0).movedim(-1, 1)
     return x.mean(0)
@@ -224,6 +235,13 @@ def settle(current: Current) -> Signal:
         steps = sum_steps(_of_steps(current))
         value = sum_steps(Current(tuple(Term(term.x.rate[None], term.norm) for term in current.terms)))[0]
     return Signal(steps, _sum_of_rates(value, None, current.terms))
+
+
+def read_out(x: Signal, decay: float) -> Tensor:
+    """:func:`time_mean` of the spike pass, with the gradient of the plain mean: a rate knows nothing of when."""
+    if decay == 1 or x.steps.shape[0] == 1:
+        return x.rate
+    return _sum_of_rates(time_mean(x.steps, decay), None, (Term(x),))
 
 
 def lif(x: Current | Signal, params: LIFParams) -> Signal:

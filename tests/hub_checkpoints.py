@@ -16,7 +16,9 @@ SMALL = dict(depths=(1, 1), channels=(8, 16))
 # Of every family a small model with arguments that are not the usual ones.
 FAMILIES = {
     "snn_resnet20_t4": dict(SMALL, decay=0.5, threshold=0.7, reset="hard", shortcut="pad", num_classes=7),
-    "snn_resnet19_t2": dict(SMALL, head_width=12, surrogate=Surrogate("atan", 3.0), in_chans=2, global_pool="max"),
+    "snn_resnet19_t2": dict(
+        SMALL, head_width=12, surrogate=Surrogate("atan", 3.0), readout_decay=0.6, in_chans=2, global_pool="max"
+    ),
     "snn_preact_resnet18_t2": dict(SMALL, spike_head=True, num_steps=3, stem="cifar"),
     "snn_sew_resnet50_t1": dict(depths=(1, 1), channels=(16, 32), connect="iand", detach_reset=False, num_classes=5),
     "snn_vgg11_t2": dict(grad_method="bptt", surrogate="triangle", num_classes=3),

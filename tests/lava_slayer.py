@@ -16,7 +16,7 @@ from snnzoo.export.parity import compare
 
 SMALL = dict(depths=(1, 1), channels=(8, 16), num_classes=10, reset="hard")
 MODELS = {
-    "snn_vgg11_t4": {},
+    "snn_vgg11_t4": dict(readout_decay=0.6),
     "snn_resnet20_t4": dict(shortcut="pad", decay=0.5),
     "snn_resnet18_t2": dict(surrogate="atan"),
     "snn_resnet19_t4": {},
@@ -134,7 +134,7 @@ def training(images: Tensor, labels: Tensor, name: str, quantize: bool) -> dict:
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     losses = []
     for _ in range(8):
-        loss = F.cross_entropy(network(network.frames(images)).mean(-1), labels)
+        loss = F.cross_entropy(network.read_out(network(network.frames(images))), labels)
         optimizer.zero_grad()
         loss.backward()
         grads = {key: p.grad for key, p in network.named_parameters() if p.requires_grad}

@@ -28,7 +28,7 @@ FAMILIES = [
     ("snn_sew_resnet18_t2", {}),
     ("snn_sew_resnet34_t2", dict(connect="and")),
     ("snn_sew_resnet50_t2", dict(connect="iand")),
-    ("snn_vgg11_t4", {}),
+    ("snn_vgg11_t4", dict(readout_decay=0.6)),
     ("cifar_resnet18", {}),
     ("cifar_resnet19", {}),
     ("cifar_resnet20", {}),

@@ -38,13 +38,14 @@ from snnzoo.export.lava.lower import evaluate, lower, pixel_offset
 from snnzoo.export.lava.simulator.network import NetworkError, load, save
 from snnzoo.export.parity import ParityError
 from snnzoo.export.trace import trace
+from snnzoo.rate import time_mean
 
 h5py = pytest.importorskip("h5py")
 
 SMALL = dict(depths=(1, 1), channels=(4, 8), num_classes=10)
 CASES = {  # name: (model, arguments, size of the images)
     "resnet20": ("snn_resnet20_t2", {}, 8),
-    "resnet20, pad, hard": ("snn_resnet20_t4", dict(shortcut="pad", reset="hard"), 8),
+    "resnet20, pad, hard": ("snn_resnet20_t4", dict(shortcut="pad", reset="hard", readout_decay=0.6), 8),
     "resnet19": ("snn_resnet19_t2", {}, 8),
     "resnet34": ("snn_resnet34_t2", {}, 16),
     "preact": ("snn_preact_resnet18_t2", dict(stem="cifar", depths=(1, 2)), 8),
@@ -52,7 +53,7 @@ CASES = {  # name: (model, arguments, size of the images)
     "sew": ("snn_sew_resnet18_t4", {}, 24),
     "sew, and": ("snn_sew_resnet18_t2", dict(connect="and", reset="hard"), 24),
     "sew, iand": ("snn_sew_resnet18_t2", dict(connect="iand"), 24),
-    "vgg": ("snn_vgg11_t2", dict(reset="hard"), 8),
+    "vgg": ("snn_vgg11_t2", dict(reset="hard", readout_decay=0.7), 8),
 }
 
 
@@ -113,7 +114,8 @@ def test_populations_compute_the_graph(case):
     got = evaluate(populations, images - offset, graph.num_steps)
     for name, spikes in expected.spikes.items():
         assert torch.equal(got[name].reshape(spikes.shape), spikes)
-    torch.testing.assert_close(got["logits"].mean(0).flatten(1), expected.logits, rtol=1e-4, atol=1e-5)
+    logits = time_mean(got["logits"], graph.output.decay).flatten(1)
+    torch.testing.assert_close(logits, expected.logits, rtol=1e-4, atol=1e-5)
 
 
 def test_a_pooled_answer_is_refused():
@@ -165,6 +167,26 @@ def test_integers_lose_little(quantized, case):
         assert report.alone is None or report.alone > 0.98
         assert report.worst_current <= 32767
         assert report.largest_weight > 3 or report.alone is None
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.6, 1e-5])
+def test_the_readout_leaks_as_the_models(decay):
+    """Given the model's own spikes' sums, the state after the last step is its logits: the leak costs no more than
+    the rounding of weights does."""
+    model = lively("snn_resnet20_t4", **SMALL, readout_decay=decay)
+    result = quantize(model, photographs(16, 8, seed=1))
+    images = photographs(8, 8, seed=2)
+    run = simulate_integer(result.network, images)
+    (link,) = result.network.readout.inputs
+    weight = torch.from_numpy(link.weight).double() * result.network.readout.scale
+    bias = result.network.readout.bias_map() * 2.0**result.network.readout.bias_exp / 64 * result.network.readout.scale
+    spikes = run.spikes[link.source].double()
+    steps = torch.stack([torch.nn.functional.conv2d(s, weight).flatten(1) for s in spikes])
+    kept = round(4096 * decay) / 4096 if decay > 1e-4 else 1 / 4096  # the chip leaves at least that much
+    weights = torch.tensor([kept ** (3 - t) for t in range(4)], dtype=torch.float64)
+    expected = torch.einsum("t,tbo->bo", weights / weights.sum(), steps) + torch.from_numpy(bias).flatten()
+    torch.testing.assert_close(run.logits, expected, rtol=0, atol=4 / 64 * result.network.readout.scale)
+    assert not torch.allclose(run.logits, steps.mean(0) + torch.from_numpy(bias).flatten(), atol=1e-2) or decay == 1
 
 
 def test_a_large_window_of_pixels_keeps_its_weights(quantized):

@@ -30,7 +30,7 @@ HARD = dict(reset="hard", **SMALL)
 CIFAR = dict(stem="cifar", **HARD)
 EXPRESSIBLE = [
     ("snn_resnet18_t4", HARD),
-    ("snn_resnet19_t2", HARD | dict(decay=0.5)),
+    ("snn_resnet19_t2", HARD | dict(decay=0.5, readout_decay=0.6)),
     ("snn_resnet20_t2", HARD | dict(shortcut="pad", threshold=0.7)),
     ("snn_resnet34_t2", CIFAR),
     ("snn_preact_resnet18_t4", CIFAR),

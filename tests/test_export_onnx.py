@@ -114,6 +114,19 @@ def test_streaming_by_hand(tmp_path, photos):
     np.testing.assert_allclose(np.mean(logits, 0), model(frames).detach().numpy(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("mode", ["unrolled", "stateful"])
+def test_a_leaky_readout_weights_the_steps(tmp_path, photos, mode):
+    model = trained("snn_resnet20_t4", **SMALL, readout_decay=0.6).eval()
+    export_onnx(model, tmp_path / "net.onnx", SIZE, mode=mode, dynamic_batch=True, images=photos)
+    engine = OnnxEngine(tmp_path / "net.onnx")
+    assert engine.readout_decay == 0.6
+    assert "read-out    leaky, decay 0.6\n" in (tmp_path / "net.onnx.txt").read_text()
+    torch.testing.assert_close(engine(photos), watch(model, photos).logits, rtol=1e-4, atol=1e-4)
+    model.readout_decay = 1.0
+    export_onnx(model, tmp_path / "mean.onnx", SIZE, mode=mode, dynamic_batch=True, images=photos)
+    assert not torch.allclose(OnnxEngine(tmp_path / "mean.onnx")(photos), engine(photos), atol=1e-2)
+
+
 def test_metadata_and_report(tmp_path):
     model = trained("snn_resnet20_t2", depths=(1,), channels=(4,), decay=0.3, threshold=0.9, reset="hard")
     report = export_onnx(model, tmp_path / "net.onnx", (3, 16, 16), labels=list("abcdefghij"))

@@ -4,6 +4,7 @@ The networks are the registered ones with an eighth of their width, which none o
 """
 
 import copy
+import itertools
 import json
 import pickle
 from functools import cache
@@ -115,6 +116,41 @@ def test_norms_that_do_not_know_time_are_refused(replace, by, training):
     model, x = small("snn_resnet20_t2")
     with pytest.raises(InputError, match=f"^bn1 is a {by}, which does not know time.*synchronise.*eval"):
         replace(model).train(training)(x)
+
+
+# --- the read-out -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name in SPIKING])
+def test_a_leaky_readout_is_an_integrator_over_the_steps(name):
+    """Value and gradient through time, from the plain means over the first 1, 2 and 3 steps."""
+    model, x = small(name, num_steps=3, dtype=torch.float64)
+    model.eval().readout_decay = 0.6
+    logits = model(x)
+    torch.testing.assert_close(model.forward_head(model.forward_features(x)), logits)
+    model.readout_decay, sums = 1.0, [0.0]
+    for model.num_steps in (1, 2, 3):
+        sums.append(model.num_steps * model(x))
+    state = 0.0
+    for before, after in itertools.pairwise(sums):
+        state = 0.6 * state + (after - before)
+    expected = state / (0.36 + 0.6 + 1)
+    torch.testing.assert_close(logits, expected)
+    assert not torch.allclose(logits, sums[-1] / 3)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    direction = torch.randn_like(logits)
+    got, wanted = (torch.autograd.grad((y * direction).sum(), parameters) for y in (logits, expected))
+    torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("decay", [0, -0.5, 1.01, float("nan"), True, "0.6"])
+def test_a_readout_that_cannot_be_is_refused(decay):
+    with pytest.raises(InputError, match=r"readout_decay must lie in \(0, 1\], got "):
+        timm.create_model("snn_resnet20_t2", readout_decay=decay)
+    model = timm.create_model("snn_resnet20_t2")
+    with pytest.raises(InputError, match="readout_decay"):
+        model.readout_decay = decay
+    assert model.readout_decay == 1.0
 
 
 # --- names, tags, configurations ---------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 import yaml
-from hub_checkpoints import checkpoint_of_a_run, logits, made, measured
+from hub_checkpoints import FAMILIES, checkpoint_of_a_run, logits, made, measured
 from safetensors.torch import load_file
 
 from snnzoo import InputError, cli
@@ -206,7 +206,7 @@ def test_numbers_of_other_weights_never_reach_a_card(tmp_path):
     same = made(num_steps=2, grad_method="bptt")
     same.load_state_dict(model.state_dict())
     assert snnhub.digest(same) == snnhub.digest(model)
-    for other in (made(seed=1), made(decay=0.4), made(reset="soft")):
+    for other in (made(seed=1), made(decay=0.4), made(reset="soft"), made(readout_decay=0.6)):
         with pytest.raises(InputError, match="of other weights than these, or of another neuron"):
             snnhub.pack(folder, results=[measured(tmp_path / "other.json", other)])
     with pytest.raises(InputError, match="two of these files are of the same"):
@@ -226,6 +226,26 @@ def test_a_card_of_ones_own_stays(tmp_path, caplog):
     snnhub.pack(folder, license="apache-2.0")
     assert (folder / "README.md").read_text() == "my card" and "stays as it is" in caplog.text
     assert json.loads((folder / "config.json").read_text())["pretrained_cfg"]["license"] == "apache-2.0"
+
+
+def test_the_card_tells_of_a_read_out_that_was_changed(tmp_path):
+    run = checkpoint_of_a_run(tmp_path / "x.pth.tar", made())
+    cli.main(f"pack {tmp_path / 'net'} --checkpoint {run} --license mit".split())
+    card = (tmp_path / "net/README.md").read_text()
+    assert "| read-out | the mean over the steps |" in card and "changed" not in card
+    cli.main(f"pack {tmp_path / 'net'} --checkpoint {run} --model-kwargs readout_decay=0.6".split())
+    card = (tmp_path / "net/README.md").read_text()
+    assert "| read-out | leaky, decay 0.6 |" in card
+    assert "| read-out | changed after the training, from a decay of 1.0 to 0.6 |" in card
+    assert timm.create_model(f"local-dir:{tmp_path / 'net'}", pretrained=True).readout_decay == 0.6
+    again = timm.create_model(f"local-dir:{tmp_path / 'net'}", pretrained=True, readout_decay=0.8)
+    assert again.readout_decay == snnhub.model_args(again)["readout_decay"] == 0.8
+    kwargs = {key: value for key, value in FAMILIES["snn_resnet20_t4"].items() if key != "num_classes"}
+    kwargs["readout_decay"] = 0.7
+    run = checkpoint_of_a_run(tmp_path / "y.pth.tar", made(**kwargs), model_kwargs=kwargs)
+    cli.main(f"pack {tmp_path / 'other'} --checkpoint {run} --license mit".split())
+    card = (tmp_path / "other/README.md").read_text()
+    assert "| read-out | leaky, decay 0.7 |" in card and "changed" not in card
 
 
 def test_cards_say_where_a_run_began(tmp_path):

@@ -203,9 +203,14 @@ class TwoPasses:
         """frames: list over time of [B, C, H, W]."""
         self.use("spike")
         with torch.no_grad():
-            self.net(frames)
+            steps = self.net(frames)
         self.use("rate")
-        return F.linear(self.net(torch.stack(frames).mean(0)), self.p["fc.weight"], self.p["fc.bias"])
+        rate = self.net(torch.stack(frames).mean(0))
+        if self.model.readout_decay < 1:  # the value of the spikes as they are read out, the gradient of their rate
+            weights = [self.model.readout_decay ** (len(steps) - t) for t in range(1, len(steps) + 1)]
+            read = sum(w * x for w, x in zip(weights, steps, strict=True)) / sum(weights)
+            rate = rate + (read - rate).detach()
+        return F.linear(rate, self.p["fc.weight"], self.p["fc.bias"])
 
 
 def assert_two_passes_agree(net, frames, static, rtol, **neuron):
@@ -241,6 +246,8 @@ IMAGENET = dict(stem="imagenet", depths=(2, 1), channels=(6, 8))
 NETS = [
     (SpikingResNet, IMAGENET),
     (SpikingResNet, dict(head_width=7, depths=(1, 1), channels=(6, 8))),
+    (SpikingResNet, dict(readout_decay=0.6)),
+    (SpikingResNet, dict(readout_decay=0.6, head_width=7, depths=(1, 1), channels=(6, 8))),
     (SpikingPreActResNet, IMAGENET),
     *((SpikingSEWResNet, dict(connect=connect, **IMAGENET)) for connect in ("add", "and", "iand")),
     (SpikingSEWResNet, dict(stem="imagenet", depths=(2, 1), channels=(8, 16), bottleneck=True)),

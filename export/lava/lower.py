@@ -58,6 +58,7 @@ class Population:
     Attributes:
         group: populations whose currents share one unit have the same.
         bias: ``[C, H, W]``, added at each step. A ``current`` passes on none: those who read it have it.
+        decay: of a ``readout``, what is left of its state after one step.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Population:
     bias: Tensor | None = None
     params: LIFParams | None = None
     threshold: int = 0
+    decay: float = 1.0
     group: str = ""
 
     def respond(self, current: Tensor) -> Tensor:
@@ -165,7 +167,9 @@ class _Lowering:
                 raise InputError("the answer is a pooled map without a classifier: set num_classes")
             links = self._links(*values)
             shape = self._shape(node.inputs[0])
-            return self._add(Population(node.name, "readout", shape, links, values[0].bias, group=node.name))
+            return self._add(
+                Population(node.name, "readout", shape, links, values[0].bias, decay=node.decay, group=node.name)
+            )
         if isinstance(node, LIF):
             return self._neurons(node, *values)
         if isinstance(node, Conv):

@@ -406,11 +406,10 @@ class _Search:
         settings: dict[str, Any] = dict(scale=unit)
         if p.kind in ("neurons", "logic"):
             threshold = p.threshold if p.kind == "logic" else round(p.params.threshold / unit - 1 / FRACTION)
-            keep = round(4096 * p.params.decay) if p.kind == "neurons" else 0
-            settings |= dict(threshold=threshold, decay=min(4096 - keep, DECAY[1]), bias=bias)
+            settings |= dict(threshold=threshold, decay=_taken(p.params.decay if p.params else 0), bias=bias)
             settings |= dict(reset=p.params.reset, spikes=True) if p.kind == "neurons" else {}
         if p.kind == "readout":
-            settings |= dict(threshold=THRESHOLD[1], bias=bias)
+            settings |= dict(threshold=THRESHOLD[1], decay=_taken(p.decay), bias=bias)
         kind = {"neurons": "lif", "logic": "lif", "readout": "readout"}.get(p.kind, "graded")
         inputs = [
             synapses
@@ -438,6 +437,11 @@ class _Search:
             weight = weight - part
             if not weight.any():
                 return
+
+
+def _taken(decay: float) -> int:
+    """What a step takes of a state, in 4096ths, when ``decay`` is what is left of it."""
+    return min(4096 - round(4096 * decay), DECAY[1])
 
 
 def _passes_on(link: Link) -> bool:

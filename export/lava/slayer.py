@@ -24,6 +24,7 @@ from snnzoo.export.interpret import Run
 from snnzoo.export.trace import trace
 from snnzoo.models._spiking import encode
 from snnzoo.neurons import LIFParams
+from snnzoo.rate import time_mean
 
 DECAY_STEPS = 1 << 12  # Loihi's decays are 12-bit numbers
 FINE_SCALE = 1 << 16  # the grid is then 2^-22, as fine as float32 at the threshold
@@ -164,7 +165,7 @@ class SlayerNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W, T]``, SLAYER's layout (:meth:`frames` makes it of images), to ``[B, classes, T]``; the mean
-        over T is what the model calls its logits."""
+        over T (:meth:`read_out`) is what the model calls its logits."""
         values = {self.graph.input.name: x}
         for name, inputs in self._wiring:
             xs = [values[i] for i in inputs]
@@ -177,6 +178,10 @@ class SlayerNetwork(nn.Module):
         series, num_steps = encode(images, self.graph.input.shape[0], self.graph.num_steps, as_signal=False)
         return series.expand(num_steps, *series.shape[1:]).movedim(0, -1)
 
+    def read_out(self, outputs: Tensor) -> Tensor:
+        """Outputs at each step ``[B, classes, T]`` to logits ``[B, classes]``, with the model's ``readout_decay``."""
+        return time_mean(outputs.movedim(-1, 0), self.graph.output.decay)
+
 
 @torch.no_grad()
 def watch_slayer(network: SlayerNetwork, images: Tensor) -> Run:
@@ -188,7 +193,7 @@ def watch_slayer(network: SlayerNetwork, images: Tensor) -> Run:
 
     handles = [network.blocks[_key(node.name)].register_forward_hook(keep(node.name)) for node in network.graph.lifs]
     try:
-        logits = network(network.frames(images)).mean(-1)
+        logits = network.read_out(network(network.frames(images)))
     finally:
         for handle in handles:
             handle.remove()

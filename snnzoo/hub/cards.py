@@ -223,6 +223,8 @@ def _facts(config: Mapping) -> dict[str, Any]:
             surrogate = f"{surrogate['name']}, alpha {surrogate['alpha']}"
         facts["neuron"] = f"LIF, decay {args['decay']}, threshold {args['threshold']}, {args['reset']} reset"
         facts["surrogate"] = surrogate
+        decay = args.get("readout_decay", 1.0)
+        facts["read-out"] = "the mean over the steps" if decay == 1 else f"leaky, decay {decay}"
     facts |= {
         "stem": args.get("stem"),
         "input": "x".join(map(str, cfg["input_size"])),
@@ -300,4 +302,9 @@ def _training(name: str, config: Mapping, recipe: Mapping, results: Mapping) -> 
     if results.get("epoch") is not None:
         average = ", averaged (`--model-ema`)" if results.get("averaged") else ""
         facts["these weights"] = f"of epoch {results['epoch']} of the run, counted from 0{average}"
+    trained, now = (
+        (args or {}).get("readout_decay", 1.0) for args in (recipe.get("model_kwargs"), config.get("model_args"))
+    )
+    if trained != now:
+        facts["read-out"] = f"changed after the training, from a decay of {trained} to {now}"
     return f"```\n{command}\n```\n\n{_table(facts)}\n\nAll options are in `{RECIPE}`."

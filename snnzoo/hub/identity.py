@@ -49,6 +49,7 @@ def _arguments(model: nn.Module) -> dict[str, Any]:
         own |= dict(
             num_steps=model.num_steps,
             grad_method=model.grad_method,
+            readout_decay=model.readout_decay,
             decay=neuron.decay,
             threshold=neuron.threshold,
             reset=neuron.reset,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import torch.fx
@@ -65,17 +65,42 @@ def _version(x: Tensor) -> int:
     return 0 if x.is_inference() else x._version
 
 
+def _checked_steps(value: Any) -> int:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise InputError(f"num_steps must be a whole number of at least 1, got {value!r}")
+    return int(value)  # numpy's have no form in JSON
+
+
+def _checked_method(value: Any) -> str:
+    check_choice("grad_method", value, GRAD_METHODS)
+    return value
+
+
+def _checked_readout(value: Any) -> float:
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 < value <= 1:
+        raise InputError(f"readout_decay must lie in (0, 1], got {value!r}")
+    return float(value)
+
+
+# What may be changed after a model is made, and is recorded with its arguments.
+_CHECKS = {"num_steps": _checked_steps, "grad_method": _checked_method, "readout_decay": _checked_readout}
+
+
 class SpikingModel(nn.Module):
     """Base of the spiking families; sits before :class:`~snnzoo.models._base.StagedNet` in the class's bases.
 
     Feature maps are firing rates, means over time (of currents, where a family's stages pass on currents); so the
     logits, linear in them, are averages over time. (In rate-based training what is not linear over time, a max pooling
-    or a product of spikes, is computed on the rates.)
+    or a product of spikes, is computed on the rates.) With a ``readout_decay`` below 1 these means are weighted: the
+    logits are the state of a leaky integrator after the last step, ``sum_t d^(T - t) y[t] / sum_t d^(T - t)``, of use
+    where T is small and the first steps know little. (Rate-based training gives it the gradient of the plain mean.)
 
     Args:
         num_steps: T, the number of time steps a static image is shown for; may be changed later.
         grad_method: ``'rate'`` (rate-based backpropagation) or ``'bptt'`` (surrogate gradients through time); used in
             training mode, may be changed later. In evaluation mode gradients, if asked for, go through time.
+        readout_decay: d, what is left of the read-out's state after one step, in (0, 1]; 1 is the plain mean. May be
+            changed later.
         decay, threshold, reset, detach_reset, surrogate: the neuron, see :class:`~snnzoo.neurons.LIFParams`; the
             surrogate by name, as a :class:`~snnzoo.neurons.Surrogate` or as a mapping of its fields.
         **kwargs: as for :class:`~snnzoo.models._base.StagedNet`.
@@ -94,6 +119,7 @@ class SpikingModel(nn.Module):
         detach_reset: bool = True,
         surrogate: str | Mapping[str, Any] | Surrogate = "sigmoid",
         grad_method: str = "rate",
+        readout_decay: float = 1.0,
         **kwargs,
     ):
         if isinstance(surrogate, str):
@@ -112,16 +138,13 @@ class SpikingModel(nn.Module):
         super().__init__(*args, layers=time_layers, **kwargs)
         self.num_steps = num_steps
         self.grad_method = grad_method
+        self.readout_decay = readout_decay
 
     def __setattr__(self, name, value):
-        if name == "num_steps":
-            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-                raise InputError(f"num_steps must be a whole number of at least 1, got {value!r}")
-            value = int(value)  # numpy's have no form in JSON
-        if name == "grad_method":
-            check_choice("grad_method", value, GRAD_METHODS)
+        if name in _CHECKS:
+            value = _CHECKS[name](value)
         super().__setattr__(name, value)
-        if name in ("num_steps", "grad_method") and hasattr(self, "_model_args"):  # not before timm has made it
+        if name in _CHECKS and hasattr(self, "_model_args"):  # not before timm has made it
             update_model_args(self, **{name: value})
 
     def _make_head(self, num_classes: int, pool_type: str, dd: dict) -> None:
@@ -139,7 +162,7 @@ class SpikingModel(nn.Module):
     def _rate(self, x: TimeSeries) -> Tensor:
         # The copies that DataParallel makes have no parameters, only attributes of those names.
         parameter = next(self.parameters(), None)
-        return to_rate(x, self.conv1.weight.dtype if parameter is None else parameter.dtype)
+        return to_rate(x, self.conv1.weight.dtype if parameter is None else parameter.dtype, self.readout_decay)
 
     def _check_norms(self) -> None:
         """Refuse norms that others have put in: they would take time for the batch, and the batch for channels."""

@@ -65,7 +65,7 @@ class Layer:
     - ``lif``: ``v <- trunc(v (4096 - decay) / 4096) + 64 a + bias 2^bias_exp``, and fires when ``v > 64 threshold``;
       then v becomes 0, or with ``reset='soft'`` is less by ``64 threshold + 1``.
     - ``graded``: sends a.
-    - ``readout``: a lif that adds up, and never fires; v after the last step is the answer.
+    - ``readout``: a lif that adds up, with a leak or without, and never fires; v after the last step is the answer.
 
     Attributes:
         shape: ``(C, H, W)``.
@@ -187,8 +187,9 @@ class LoihiNetwork:
 
     @property
     def logit_scale(self) -> float:
-        """One unit of the readout's state as a logit, averaged over time."""
-        return self.readout.scale / FRACTION / self.num_steps
+        """One unit of the readout's state as a logit, averaged over time (by what its leak has left of each step)."""
+        keep = (4096 - self.readout.decay) / 4096
+        return self.readout.scale / FRACTION / sum(keep**t for t in range(self.num_steps))
 
     def pixels(self, images: np.ndarray) -> np.ndarray:
         """8-bit images ``[B, C, H, W]`` as what the input layer sends.
