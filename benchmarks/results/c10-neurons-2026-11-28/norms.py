@@ -25,7 +25,8 @@ def main() -> None:
 
     crop = [transforms.RandomCrop(32, 4)] if args.crop else []
     train = images("train", *crop, transforms.RandomHorizontalFlip())
-    model = timm.create_model("snn_resnet20_t4", pretrained=True, readout_decay=1.0).to(memory_format=torch.channels_last).train()
+    model = timm.create_model("snn_resnet20_t4", pretrained=True, readout_decay=1.0)
+    model = model.to(memory_format=torch.channels_last).train()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.reset_running_stats()
