@@ -241,7 +241,7 @@ def read_out(x: Signal, decay: float) -> Tensor:
     """:func:`time_mean` of the spike pass, with the gradient of the plain mean: a rate knows nothing of when."""
     if decay == 1 or x.steps.shape[0] == 1:
         return x.rate
-    return _sum_of_rates(time_mean(x.steps, decay), None, (Term(x),))
+    return _sum_of_rates(time_mean(x.steps.to(x.rate.dtype), decay), None, (Term(x),))
 
 
 def lif(x: Current | Signal, params: LIFParams) -> Signal:

@@ -338,8 +338,9 @@ def saved_bytes(net, x, num_steps):
     return sum(seen.values())
 
 
-def test_what_is_saved_for_backward_does_not_grow_with_steps():
-    net, x = timm.create_model("snn_resnet20_t4"), torch.randn(2, 3, 16, 16)
+@pytest.mark.parametrize("readout_decay", [1.0, 0.6])
+def test_what_is_saved_for_backward_does_not_grow_with_steps(readout_decay):
+    net, x = timm.create_model("snn_resnet20_t4", readout_decay=readout_decay), torch.randn(2, 3, 16, 16)
     two, eight = saved_bytes(net, x, 2), saved_bytes(net, x, 8)
     assert two == eight > 100_000
     net.grad_method = "bptt"
