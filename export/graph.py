@@ -15,6 +15,7 @@ from torch import Tensor
 
 from snnzoo.errors import InputError
 from snnzoo.neurons import LIFParams
+from snnzoo.rate import checked_readout_decay
 
 Shape = tuple[int, ...]
 Pair = tuple[int, int]
@@ -225,6 +226,9 @@ class Output(Node):
 
     decay: float = 1.0
     kind: ClassVar[str] = "output"
+
+    def __post_init__(self):
+        object.__setattr__(self, "decay", checked_readout_decay(self.decay))
 
     def apply(self, x: Tensor) -> Tensor:
         return x

@@ -330,7 +330,7 @@ def load(path: str | Path) -> Graph:
                 inputs = (join, *inputs[2:])
             nodes.append(_restore(nir, node, name, inputs))
         if nodes and isinstance(nodes[-1], Output):
-            nodes[-1] = replace(nodes[-1], decay=float(read.metadata.get("readout_decay", 1)))
+            nodes[-1] = replace(nodes[-1], decay=read.metadata.get("readout_decay", 1.0))
         metadata = {key: read.metadata[key].tolist() for key in ("mean", "std") if key in read.metadata}
         labels = read.metadata.get("labels")
         metadata["labels"] = None if labels is None else _text(labels).split("\n")

@@ -15,7 +15,7 @@ from snnzoo.export.interpret import Run, watch
 from snnzoo.export.parity import compare, float_images, images_or_noise, same_top1
 from snnzoo.export.report import make_report, new_export, write_report
 from snnzoo.export.trace import float_copy, trace
-from snnzoo.rate import time_mean
+from snnzoo.rate import checked_readout_decay, time_mean
 
 MODES = ("unrolled", "stateful")
 OPSETS = range(13, 22)  # per-channel quantisation begins with 13; onnxruntime 1.18 ends with 21
@@ -137,7 +137,7 @@ class OnnxEngine:
         self.batch = images.shape[0] if isinstance(images.shape[0], int) else None
         metadata = self.session.get_modelmeta().custom_metadata_map
         self.num_steps = json.loads(metadata["num_steps"]) if self.state_shapes else 1
-        self.readout_decay = json.loads(metadata.get("readout_decay", "1"))
+        self.readout_decay = checked_readout_decay(json.loads(metadata.get("readout_decay", "1")))
 
     def __call__(self, images: Tensor) -> Tensor:
         return self.run(images, [])[0]

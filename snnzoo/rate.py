@@ -14,6 +14,8 @@ Shape suffixes: T steps, B batch, C channels, H, W.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +65,13 @@ def regular(x: Tensor) -> Tensor:
     """
     odd = x.shape[0] == 1 and x.stride(0) != x.numel()
     return x.clone(memory_format=torch.channels_last) if odd else x
+
+
+def checked_readout_decay(value: Any) -> float:
+    """``value`` as a float; :class:`InputError` unless :func:`time_mean` can weight with it."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 < value <= 1:
+        raise InputError(f"readout_decay must lie in (0, 1], got {value!r}")
+    return float(value)
 
 
 def time_mean(x: Tensor, decay: float = 1.0) -> Tensor:

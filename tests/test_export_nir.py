@@ -205,6 +205,16 @@ def test_a_neuron_that_was_changed(tmp_path, reset, key):
         load(tmp_path / "changed.nir")
 
 
+@pytest.mark.parametrize("decay", [0.0, 5.0, -1.0, float("nan"), "0.6"])
+def test_a_read_out_that_cannot_be(tmp_path, decay):
+    written = to_nir(trace(trained("snn_resnet20_t2", **HARD, readout_decay=0.6), SIZE))
+    assert written.metadata["readout_decay"] == 0.6
+    written.metadata["readout_decay"] = decay
+    nir.write(str(tmp_path / "net.nir"), written)
+    with pytest.raises(InputError, match=r"readout_decay must lie in \(0, 1\], got"):
+        load(tmp_path / "net.nir")
+
+
 def test_a_neuron_of_another_kind(tmp_path):
     graph = to_nir(trace(trained("snn_resnet20_t2", **HARD), SIZE))
     graph.nodes["act1"].metadata["reset"] = "soft"

@@ -128,7 +128,10 @@ def test_a_leaky_readout_is_an_integrator_over_the_steps(name):
     model.eval().readout_decay = 0.6
     logits = model(x)
     torch.testing.assert_close(model.forward_head(model.forward_features(x)), logits)
+    last, rates = model.forward_intermediates(x)
+    torch.testing.assert_close(model.forward_head(last), logits)
     model.readout_decay, sums = 1.0, [0.0]
+    torch.testing.assert_close(model.forward_intermediates(x, intermediates_only=True), rates)  # they stay rates
     for model.num_steps in (1, 2, 3):
         sums.append(model.num_steps * model(x))
     state = 0.0

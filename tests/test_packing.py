@@ -206,6 +206,7 @@ def test_numbers_of_other_weights_never_reach_a_card(tmp_path):
     same = made(num_steps=2, grad_method="bptt")
     same.load_state_dict(model.state_dict())
     assert snnhub.digest(same) == snnhub.digest(model)
+    assert snnhub.digest(made(readout_decay=1.0)) == snnhub.digest(model)
     for other in (made(seed=1), made(decay=0.4), made(reset="soft"), made(readout_decay=0.6)):
         with pytest.raises(InputError, match="of other weights than these, or of another neuron"):
             snnhub.pack(folder, results=[measured(tmp_path / "other.json", other)])

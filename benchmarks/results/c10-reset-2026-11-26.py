@@ -35,7 +35,7 @@ files = [sorted(folder.iterdir())[:PER_CLASS] for folder in sorted((args.data_di
 images = torch.from_numpy(np.stack([np.array(Image.open(f).convert("RGB")) for folder in files for f in folder]))
 labels = torch.arange(10).repeat_interleave(PER_CLASS)
 
-kwargs = {"decay": 0.5, **args.model_kwargs, "grad_method": "bptt"}
+kwargs = {"decay": 0.5, "readout_decay": 1.0, **args.model_kwargs, "grad_method": "bptt"}
 if args.alpha:
     kwargs["surrogate"] = Surrogate("sigmoid", args.alpha)
 model = timm.create_model("snn_resnet20_t4", pretrained=True, **kwargs).to(**LAST).train()

@@ -265,6 +265,10 @@ class StagedNet(nn.Module):
         """What flows between the layers as a feature map ``[B, C, H, W]``."""
         return x
 
+    def to_last_feature(self, x: TimeSeries) -> Tensor:
+        """The same of what the head receives."""
+        return self.to_feature(x)
+
     def from_feature(self, x: Tensor) -> TimeSeries:
         """A feature map ``[B, C, H, W]`` as what flows between the layers."""
         return x
@@ -280,7 +284,7 @@ class StagedNet(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images to the last feature map ``[B, C, H, W]``."""
-        return self.to_feature(self.forward_stages(x))
+        return self.to_last_feature(self.forward_stages(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Feature map ``[B, C, H, W]`` to logits ``[B, num_classes]`` (to pooled features if ``pre_logits``)."""
@@ -323,4 +327,4 @@ class StagedNet(nn.Module):
             if i + 1 in take:
                 is_final = norm and i + 1 == num_stages
                 intermediates.append(self.to_feature(self.final_act(x) if is_final else x))
-        return intermediates if intermediates_only else (self.to_feature(self.final_act(x)), intermediates)
+        return intermediates if intermediates_only else (self.to_last_feature(self.final_act(x)), intermediates)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import torch.fx
@@ -15,7 +15,7 @@ from snnzoo.errors import InputError
 from snnzoo.layers import LIF, Signal, TimeSeries, hold, settle, spatial, to_rate
 from snnzoo.models._base import Layers, check_choice
 from snnzoo.neurons import LIFParams, Surrogate
-from snnzoo.rate import time_mean
+from snnzoo.rate import checked_readout_decay, time_mean
 
 GRAD_METHODS = ("rate", "bptt")
 
@@ -76,14 +76,8 @@ def _checked_method(value: Any) -> str:
     return value
 
 
-def _checked_readout(value: Any) -> float:
-    if not isinstance(value, Real) or isinstance(value, bool) or not 0 < value <= 1:
-        raise InputError(f"readout_decay must lie in (0, 1], got {value!r}")
-    return float(value)
-
-
 # What may be changed after a model is made, and is recorded with its arguments.
-_CHECKS = {"num_steps": _checked_steps, "grad_method": _checked_method, "readout_decay": _checked_readout}
+_CHECKS = {"num_steps": _checked_steps, "grad_method": _checked_method, "readout_decay": checked_readout_decay}
 
 
 class SpikingModel(nn.Module):
@@ -91,9 +85,10 @@ class SpikingModel(nn.Module):
 
     Feature maps are firing rates, means over time (of currents, where a family's stages pass on currents); so the
     logits, linear in them, are averages over time. (In rate-based training what is not linear over time, a max pooling
-    or a product of spikes, is computed on the rates.) With a ``readout_decay`` below 1 these means are weighted: the
-    logits are the state of a leaky integrator after the last step, ``sum_t d^(T - t) y[t] / sum_t d^(T - t)``, of use
-    where T is small and the first steps know little. (Rate-based training gives it the gradient of the plain mean.)
+    or a product of spikes, is computed on the rates.) With a ``readout_decay`` below 1 the mean that the classifier
+    reads (without a hidden head the last feature map) is weighted: the logits are the state of a leaky integrator after
+    the last step, ``sum_t d^(T - t) y[t] / sum_t d^(T - t)``, of use where T is small and the first steps know little.
+    (Rate-based training computes it of the steps as they came and gives it the gradient of the plain mean.)
 
     Args:
         num_steps: T, the number of time steps a static image is shown for; may be changed later.
@@ -159,10 +154,10 @@ class SpikingModel(nn.Module):
     def _uses_rates(self) -> bool:
         return self.training and self.grad_method == "rate"
 
-    def _rate(self, x: TimeSeries) -> Tensor:
+    def _rate(self, x: TimeSeries, decay: float = 1.0) -> Tensor:
         # The copies that DataParallel makes have no parameters, only attributes of those names.
         parameter = next(self.parameters(), None)
-        return to_rate(x, self.conv1.weight.dtype if parameter is None else parameter.dtype, self.readout_decay)
+        return to_rate(x, self.conv1.weight.dtype if parameter is None else parameter.dtype, decay)
 
     def _check_norms(self) -> None:
         """Refuse norms that others have put in: they would take time for the batch, and the batch for channels."""
@@ -190,6 +185,10 @@ class SpikingModel(nn.Module):
             feature.time_series = x, _version(feature)
         return feature
 
+    def to_last_feature(self, x: TimeSeries) -> Tensor:
+        """What the classifier reads, up to pooling; of a hidden head, whose neurons are read out, a rate."""
+        return self.to_feature(x) if self.has_hidden_head else self._rate(x, self.readout_decay)
+
     def from_feature(self, x: Tensor) -> TimeSeries:
         """A feature map as a time series: the one it was made from, if it has it along unchanged, or a constant one."""
         steps = x.unsqueeze(0)
@@ -202,5 +201,6 @@ class SpikingModel(nn.Module):
 
     def forward_pool(self, x: TimeSeries) -> Tensor:
         if not self.has_hidden_head:
-            return self.global_pool(self._rate(x))
-        return self._rate(self.head_act(self.head_fc(pool_steps(x, self.global_pool.pool_type))))
+            return self.global_pool(self._rate(x, self.readout_decay))
+        x = self.head_act(self.head_fc(pool_steps(x, self.global_pool.pool_type)))
+        return self._rate(x, self.readout_decay)

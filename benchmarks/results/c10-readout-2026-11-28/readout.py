@@ -42,7 +42,7 @@ def main() -> None:
         steps = [transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
         return datasets.ImageFolder(f"{args.data_dir}/{split}", transforms.Compose([*augmentation, *steps]))
 
-    print("weights,steps,images,decay,loss,top1")
+    print("folder,steps,images,count,decay,loss,top1")
     for folder in args.folders:
         model = create_model(f"local-dir:{folder}", pretrained=True, num_steps=args.num_steps)
         model = model.to(memory_format=torch.channels_last).eval()
@@ -56,7 +56,8 @@ def main() -> None:
             for decay in DECAYS:
                 logits = model.fc(time_mean(spikes, decay))
                 loss, top1 = F.cross_entropy(logits, labels), 100 * (logits.argmax(1) == labels).double().mean()
-                print(f"{Path(folder).name},{model.num_steps},{name},{decay},{loss:.4f},{top1:.2f}", flush=True)
+                row = (Path(folder).name, model.num_steps, name, len(labels), decay, f"{loss:.4f}", f"{top1:.2f}")
+                print(*row, sep=",", flush=True)
 
 
 if __name__ == "__main__":
