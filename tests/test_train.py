@@ -192,7 +192,7 @@ def test_what_a_run_inherits_from_pretrained_weights_is_in_its_options(digits, t
     train_distill.main([*fixed, "--pretrained", "--in-chans", "1", "--input-size", "1", "8", "8"])
     last = tmp_path / "run/last.pth.tar"
     told = load(last)["options"]
-    assert told["model_kwargs"] == {"shortcut": "pad", "decay": 0.5, "detach_reset": False}
+    assert told["model_kwargs"] == {"shortcut": "pad", "decay": 0.5, "detach_reset": False, "readout_decay": 0.7}
     assert (told["grad_method"], told["num_steps"]) == ("bptt", None)
     assert measured(last, digits, "--model", "snn_resnet20_t4") == pytest.approx(rows(tmp_path / "run")[0]["eval_loss"])
 
