@@ -5,7 +5,7 @@ file here is written for importers that step as ``u = decay v + I`` with ``dt = 
 exact there, and the discrete numbers (decay, threshold, reset, dt, T) are in the metadata as well.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -321,6 +321,7 @@ def load(path: str | Path) -> Graph:
         raise InputError(f"{str(path)!r} cannot be read as NIR: {error}") from error
     try:
         nodes: list[Node] = []
+        decay = read.metadata.get("readout_decay", 1.0)
         for name in order(read):
             inputs = tuple(a for a, b in read.edges if b == name)
             node = read.nodes[name]
@@ -328,9 +329,7 @@ def load(path: str | Path) -> Graph:
                 join = f"{name}/sum{len(inputs)}" if len(inputs) > 2 else f"{name}/sum"
                 nodes.append(Add(join, inputs[:2]))
                 inputs = (join, *inputs[2:])
-            nodes.append(_restore(nir, node, name, inputs))
-        if nodes and isinstance(nodes[-1], Output):
-            nodes[-1] = replace(nodes[-1], decay=read.metadata.get("readout_decay", 1.0))
+            nodes.append(_restore(nir, node, name, inputs, decay))
         metadata = {key: read.metadata[key].tolist() for key in ("mean", "std") if key in read.metadata}
         labels = read.metadata.get("labels")
         metadata["labels"] = None if labels is None else _text(labels).split("\n")
@@ -351,11 +350,11 @@ def _text(value: bytes | str) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _restore(nir, node, name: str, inputs: tuple[str, ...]) -> Node:
+def _restore(nir, node, name: str, inputs: tuple[str, ...], readout_decay: float) -> Node:
     if isinstance(node, nir.Input):
         return Input(name, (), tuple(int(n) for n in node.input_type["input"]))
     if isinstance(node, nir.Output):
-        return Output(name, inputs)
+        return Output(name, inputs, readout_decay)
     if isinstance(node, nir.Conv2d):
         stride, padding, dilation = (tuple(int(n) for n in x) for x in (node.stride, node.padding, node.dilation))
         weight, bias = torch.from_numpy(node.weight), torch.from_numpy(node.bias)

@@ -171,8 +171,8 @@ def test_integers_lose_little(quantized, case):
 
 @pytest.mark.parametrize("decay", [1.0, 0.6, 1e-5])
 def test_the_readout_leaks_as_the_models(decay):
-    """Given the model's own spikes' sums, the state after the last step is its logits: the leak costs no more than
-    the rounding of weights does."""
+    """The state after the last step is the weighted mean of what the integers' own spikes brought, but for the cut of a
+    64th of a unit at each step."""
     model = lively("snn_resnet20_t4", **SMALL, readout_decay=decay)
     result = quantize(model, photographs(16, 8, seed=1))
     images = photographs(8, 8, seed=2)

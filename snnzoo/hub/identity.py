@@ -34,7 +34,7 @@ def model_args(model: nn.Module) -> dict[str, Any]:
 def digest(model: nn.Module) -> str:
     """Hexadecimal digits, the same for models of the same weights and arguments whatever the number of steps."""
     arguments = {key: value for key, value in _arguments(model).items() if key not in _NOT_OF_ANSWERS}
-    if arguments.get("readout_decay") == 1:  # which digests of before it could be another one do not name
+    if arguments.get("readout_decay") == 1:  # results that were measured before there was another one stay valid
         del arguments["readout_decay"]
     found = hashlib.sha256(json.dumps(arguments, sort_keys=True, default=str).encode())
     for name, value in sorted(model.state_dict().items()):
